@@ -1,0 +1,50 @@
+#pragma once
+// Products of activations with weights: y[t, n] = sum_k x[t, k] w[n, k].
+//
+// Weights are repacked once into panels of 16 output rows and stay in their type. Quantised weights are multiplied in
+// int8: each activation row is quantised in blocks of 32 with an f32 scale, integer dot products are exact, blocks are
+// scaled and added in ascending order. The result of a row therefore depends neither on the other rows nor on threads.
+// F32, F16 and BF16 weights, and every type when packed for ComputeMode::kF32, use f32 products accumulated in
+// ascending k.
+#include <cstdint>
+#include <memory>
+
+#include "attend/tensor/buffer.h"
+#include "attend/tensor/context.h"
+#include "attend/tensor/weight_type.h"
+
+namespace attend {
+
+enum class ComputeMode : uint8_t { kDefault, kF32 };
+
+// A repacked weight matrix of n output rows and k columns.
+struct PackedWeight {
+  WeightType type = WeightType::kF32;  // as packed: kF32 for any type under ComputeMode::kF32
+  int64_t n = 0, k = 0;
+  Buffer data;    // integers or floats, in panels of 16 rows
+  Buffer scales;  // of quantised types, in the same panels
+  int64_t bytes() const { return data.bytes() + scales.bytes(); }
+};
+
+// Repacks n rows of GGUF blocks. `row_done(first, last)` (may be empty) is told once source rows [first, last) are no
+// longer needed, in ascending order, so that mapped pages can be released. Threads share the work.
+// Throws Error(kArgument) if k is no multiple of the block, Error(kMemory).
+struct RowsDone {
+  virtual ~RowsDone() = default;
+  virtual void rows_done(int64_t first, int64_t last) = 0;
+};
+PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t k, ComputeMode mode, Context& context,
+                         RowsDone* done = nullptr);
+
+// y [t, n] = x [t, k] * w^T, f32, row strides in elements. Rows of y hold n elements. Cost t * n * k multiply-adds.
+// |error| <= bound::quantised_product for int8 types, bound::product for f32 (see attend/tensor/bound.h).
+void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,
+             Context& context);
+
+// Row n of the matrix as f32: the dequantised values, exactly those of dequantize() on the source blocks.
+void unpack_row(const PackedWeight& w, int64_t row, float* out);
+
+// `count` elements of GGUF blocks (count a multiple of the block) as f32, in f32 arithmetic as the format defines.
+void dequantize(WeightType type, const void* blocks, int64_t count, float* out);
+
+}  // namespace attend

@@ -1,0 +1,71 @@
+#pragma once
+// Element types of views, and scalar conversions of the 16-bit floats (round to nearest even; NaN stays NaN).
+#include <bit>
+#include <cstdint>
+#include <string_view>
+
+namespace attend {
+
+enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kBool };
+
+constexpr int64_t size_of(DType type) {
+  switch (type) {
+    case DType::kF64:
+    case DType::kI64:
+      return 8;
+    case DType::kF32:
+    case DType::kI32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    case DType::kBool:
+      return 1;
+  }
+  return 0;
+}
+
+constexpr std::string_view name_of(DType type) {
+  constexpr std::string_view names[] = {"f32", "f16", "bf16", "f64", "i32", "i64", "bool"};
+  return names[static_cast<int>(type)];
+}
+
+struct F16 {
+  uint16_t bits;
+};
+struct BF16 {
+  uint16_t bits;
+};
+
+constexpr float to_f32(BF16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+
+constexpr float to_f32(F16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  // Shifted into place the exponent is 112 too small; the product repairs it and normalises subnormals.
+  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+}
+
+constexpr BF16 to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+constexpr F16 to_f16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  auto with_sign = [sign](uint32_t m) { return F16{static_cast<uint16_t>(sign | m)}; };
+  if (magnitude > 0x7f800000u) return with_sign(0x7e00u | (magnitude >> 13 & 0x3ffu));
+  if (magnitude >= 0x477ff000u) return with_sign(0x7c00u);  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u) {                            // below 2^-14: the sum rounds at 2^-24
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return with_sign(std::bit_cast<uint32_t>(shifted) - 0x3f000000u);
+  }
+  return with_sign((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13);
+}
+
+}  // namespace attend

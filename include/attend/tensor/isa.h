@@ -1,0 +1,15 @@
+#pragma once
+// The instruction sets that have kernels, or a place for them.
+#include <string_view>
+
+namespace attend {
+
+enum class Isa { kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx, kNeon };
+inline constexpr int kIsaCount = 6;
+
+constexpr std::string_view name_of(Isa isa) {
+  constexpr std::string_view names[] = {"avx2", "avx512", "avx512vnni", "avx512bf16", "amx", "neon"};
+  return names[static_cast<int>(isa)];
+}
+
+}  // namespace attend
