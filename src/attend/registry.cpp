@@ -1,10 +1,13 @@
 #include "attend/tensor/registry.h"
 
+#include "attend/kv/register.h"
+
 namespace attend {
 
 const Registry& registry() {
   static const Registry all = [] {
     Registry r;
+    register_kv(r);
     return r;
   }();
   return all;

@@ -1,0 +1,14 @@
+#pragma once
+// How stored keys and values are coded.
+#include "attend/tensor/dtype.h"
+#include "attend/tensor/operator.h"
+
+namespace attend {
+
+// Made by registry entries of Kind::kCodec.
+struct Codec : Component {
+  explicit Codec(DType element) : type(element) {}
+  DType type;  // one element each, rounded to nearest even
+};
+
+}  // namespace attend

@@ -1,0 +1,79 @@
+// The entries of this room.
+#include "attend/kv/codec.h"
+#include "attend/kv/register.h"
+#include "attend/kv/store.h"
+
+namespace attend {
+namespace {
+
+template <DType type>
+std::unique_ptr<Component> make_codec(const Spec&) {
+  return std::make_unique<Codec>(type);
+}
+
+struct ContiguousFactory : StoreFactory {
+  std::unique_ptr<Store> open(const StoreShape& shape) const override { return make_contiguous_store(shape); }
+};
+
+std::unique_ptr<Component> make_contiguous(const Spec&) {
+  return std::make_unique<ContiguousFactory>();
+}
+
+constexpr Entry kEntries[] = {
+    {.kind = Kind::kCodec,
+     .name = "f16",
+     .room = "kv",
+     .equation = "stored = round_f16(x)",
+     .summary = "Keys and values as IEEE half floats (11 bits of precision, largest value 65504).",
+     .options = {},
+     .in = {},
+     .out = {},
+     .papers = {},
+     .traits = {.exact_for = "values that half floats hold", .forms = {}, .patterns = {}},
+     .notes = {},
+     .make = make_codec<DType::kF16>},
+    {.kind = Kind::kCodec,
+     .name = "f32",
+     .room = "kv",
+     .equation = "stored = x",
+     .summary = "Keys and values as they are computed.",
+     .options = {},
+     .in = {},
+     .out = {},
+     .papers = {},
+     .traits = {.exact_for = "every value", .forms = {}, .patterns = {}},
+     .notes = {},
+     .make = make_codec<DType::kF32>},
+    {.kind = Kind::kCodec,
+     .name = "bf16",
+     .room = "kv",
+     .equation = "stored = round_bf16(x)",
+     .summary = "Keys and values as bfloat16 (8 bits of precision, the range of f32).",
+     .options = {},
+     .in = {},
+     .out = {},
+     .papers = {},
+     .traits = {.exact_for = "values that bfloat16 holds", .forms = {}, .patterns = {}},
+     .notes = {},
+     .make = make_codec<DType::kBF16>},
+    {.kind = Kind::kStore,
+     .name = "contiguous",
+     .room = "kv",
+     .equation = "slot s of a layer and head lies at row s of one buffer",
+     .summary = "One buffer for each layer and kv head, which grows with use and shrinks when keys are dropped.",
+     .options = {},
+     .in = {},
+     .out = {},
+     .papers = {},
+     .traits = {.exact_for = "every mechanism that reads keys", .forms = {}, .patterns = {}},
+     .notes = {},
+     .make = make_contiguous},
+};
+
+}  // namespace
+
+void register_kv(Registry& registry) {
+  for (const Entry& entry : kEntries) registry.add(entry);
+}
+
+}  // namespace attend
