@@ -7,7 +7,7 @@
 // F32, F16 and BF16 weights, and every type when packed for ComputeMode::kF32, use f32 products accumulated in
 // ascending k.
 #include <cstdint>
-#include <memory>
+#include <span>
 
 #include "attend/tensor/buffer.h"
 #include "attend/tensor/context.h"
@@ -21,9 +21,8 @@ enum class ComputeMode : uint8_t { kDefault, kF32 };
 struct PackedWeight {
   WeightType type = WeightType::kF32;  // as packed: kF32 for any type under ComputeMode::kF32
   int64_t n = 0, k = 0;
-  Buffer data;    // integers or floats, in panels of 16 rows
-  Buffer scales;  // of quantised types, in the same panels
-  int64_t bytes() const { return data.bytes() + scales.bytes(); }
+  Buffer data;  // panels of 16 rows: integers, then their scales; or floats
+  int64_t bytes() const { return data.bytes(); }
 };
 
 // Repacks n rows of GGUF blocks. `row_done(first, last)` (may be empty) is told once source rows [first, last) are no
@@ -40,6 +39,11 @@ PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t
 // |error| <= bound::quantised_product for int8 types, bound::product for f32 (see attend/tensor/bound.h).
 void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,
              Context& context);
+
+// Several weights over the same x, as one parallel step: y[i] [t, w[i]->n] with row stride y_stride[i]. Each result is
+// that of product(). All weights have the same k.
+void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_stride, std::span<float* const> y,
+              std::span<const int64_t> y_stride, int64_t t, Context& context);
 
 // Row n of the matrix as f32: the dequantised values, exactly those of dequantize() on the source blocks.
 void unpack_row(const PackedWeight& w, int64_t row, float* out);
