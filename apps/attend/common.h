@@ -1,7 +1,9 @@
 #pragma once
 // Options and habits that several subcommands share.
 #include <cstdint>
+#include <filesystem>
 #include <string>
+#include <string_view>
 
 #include "attend/tensor/context.h"
 #include "command.h"
@@ -18,6 +20,9 @@ inline constexpr const char* kDefaultModel = "smollm2-135m";
 
 // A context that Ctrl-C stops.
 Context make_context(int64_t threads, Progress* progress);
+
+// The file of a model given by name or path; a named one is obtained if it is missing, after its terms were printed.
+std::filesystem::path obtain_model(const std::string& name_or_path, Context& context);
 
 // The whole of a text file ("-": standard input). Throws Error(kFile), one clear line, for a file that is missing, a
 // directory, unreadable, over 1 GiB or no UTF-8 text.

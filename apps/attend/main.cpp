@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <system_error>
@@ -14,7 +15,11 @@ namespace {
 
 const std::vector<CommandGroup>& commands() {
   static const std::vector<CommandGroup> all = {
-      {"Read and write text with a model", {}},
+      {"Read and write text with a model",
+       {
+           &kModels,
+           &kPull,
+       }},
       {"Attention by itself", {}},
   };
   return all;
@@ -50,5 +55,6 @@ int run(int argc, char** argv) {
 }  // namespace attend::app
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write(), like a full disk
   return attend::app::run(argc, argv);
 }

@@ -43,7 +43,12 @@ Outcome run_app(const std::vector<std::string>& arguments, const RunOptions& opt
   std::vector<std::string> command = options.prefix, environment = options.environment;
   command.push_back(ATTEND_APP);
   command.insert(command.end(), arguments.begin(), arguments.end());
-  for (char** e = environ; *e; ++e) environment.emplace_back(*e);
+  for (char** e = environ; *e; ++e) {
+    const std::string variable = *e, key = variable.substr(0, variable.find('=') + 1);
+    bool replaced = false;
+    for (const std::string& given : options.environment) replaced |= given.starts_with(key);
+    if (!replaced) environment.push_back(variable);
+  }
 
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);

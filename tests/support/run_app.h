@@ -11,11 +11,11 @@ struct Outcome {
 };
 
 struct RunOptions {
-  std::string input;                     // standard input
-  std::vector<std::string> environment;  // "NAME=value", beside the test's own
-  std::vector<std::string> prefix;       // a program before it, e.g. {"timeout", "5"}
-  std::string out_path;                  // standard output goes there instead
-  int interrupt_after_ms = 0;            // SIGINT then, if not 0
+  std::string input = {};                     // standard input
+  std::vector<std::string> environment = {};  // "NAME=value", beside the test's own
+  std::vector<std::string> prefix = {};       // a program before it, e.g. {"timeout", "5"}
+  std::string out_path = {};                  // standard output goes there instead
+  int interrupt_after_ms = 0;                 // SIGINT then, if not 0
 };
 
 Outcome run_app(const std::vector<std::string>& arguments, const RunOptions& options = {});

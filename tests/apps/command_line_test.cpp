@@ -1,0 +1,82 @@
+#include <gtest/gtest.h>
+
+#include <cctype>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "support/run_app.h"
+
+namespace attend::test {
+namespace {
+
+TEST(CommandLine, ShowsHelpWithoutArguments) {
+  const Outcome bare = run_app({});
+  EXPECT_EQ(bare.code, 0);
+  EXPECT_NE(bare.out.find("Usage: attend COMMAND"), std::string::npos);
+  EXPECT_EQ(bare.out, run_app({"--help"}).out);
+  EXPECT_EQ(bare.out.find('\x1b'), std::string::npos);
+  EXPECT_EQ(run_app({"--version"}).out, "attend 0.1.0\n");
+}
+
+TEST(CommandLine, RefusesWhatItDoesNotKnow) {
+  const Outcome command = run_app({"modls"});
+  EXPECT_EQ(command.code, 2);
+  EXPECT_EQ(command.out, "");
+  EXPECT_EQ(command.error, "attend: \"modls\" is no command; did you mean models?\n");
+  const Outcome option = run_app({"models", "--jsn"});
+  EXPECT_EQ(option.code, 2);
+  EXPECT_EQ(option.error, "attend: models: \"--jsn\" is no option; did you mean --json?\n");
+  EXPECT_EQ(run_app({"models", "extra"}).code, 2);
+  EXPECT_EQ(run_app({"pull"}).code, 2);
+}
+
+TEST(CommandLine, KeepsControlCharactersOffTheTerminal) {
+  const Outcome outcome = run_app({"\x1b[31mred\nline"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.error, "attend: \"\xef\xbf\xbd[31mred line\" is no command (attend --help lists them)\n");
+}
+
+TEST(CommandLine, SaysWhenOutputCantBeWritten) {
+  const Outcome outcome = run_app({"models"}, {.out_path = "/dev/full"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_NE(outcome.error.find("standard output can't be written"), std::string::npos);
+}
+
+TEST(CommandLine, InterruptedPullLeavesNothing) {
+  char name[] = "/tmp/attend-app-XXXXXX";
+  const std::filesystem::path folder = mkdtemp(name);
+  std::ofstream(folder / "pip") << "#!/bin/sh\nsleep 60\n";
+  std::filesystem::permissions(folder / "pip", std::filesystem::perms::owner_all);
+  const std::vector<std::string> environment = {"ATTEND_MODELS_DIR=" + (folder / "models").string(),
+                                                "PATH=" + folder.string() + ":/usr/bin:/bin"};
+  const Outcome pulled = run_app({"pull", "smollm2-135m"}, {.environment = environment, .interrupt_after_ms = 700});
+  EXPECT_EQ(pulled.code, 130);
+  EXPECT_EQ(pulled.error,
+            "Obtaining smollm2-135m (98 MB). SmolLM2-135M-Instruct by Hugging Face, licence Apache-2.0.\n");
+  EXPECT_FALSE(std::filesystem::exists(folder / "models" / ".pull-smollm2-135m"));
+  const Outcome listed = run_app({"models", "--json"}, {.environment = environment});
+  EXPECT_NE(listed.out.find("\"path\": null"), std::string::npos) << listed.out;
+  std::filesystem::remove_all(folder);
+}
+
+TEST(CommandLine, EveryCommandExplainsItself) {
+  const std::string all = run_app({}).out;
+  size_t line = 0, shown = 0;
+  while ((line = all.find('\n', line)) != std::string::npos) {
+    ++line;
+    if (all.compare(line, 2, "  ") != 0 || !std::islower(static_cast<unsigned char>(all[line + 2]))) continue;
+    const std::string name = all.substr(line + 2, all.find_first_of(" \n", line + 2) - line - 2);
+    if (name == "attend" || all[line + 2 + name.size()] != ' ') continue;
+    SCOPED_TRACE(name);
+    const Outcome help = run_app({name, "--help"});
+    EXPECT_EQ(help.code, 0);
+    EXPECT_NE(help.out.find("Usage: attend " + name), std::string::npos);
+    EXPECT_EQ(help.out, run_app({"help", name}).out);
+    ++shown;
+  }
+  EXPECT_GE(shown, 2u);
+}
+
+}  // namespace
+}  // namespace attend::test
