@@ -1,0 +1,80 @@
+#pragma once
+// Running a model: one session reads a prompt and answers under one policy; weights are shared.
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "attend/kv/retention.h"
+#include "attend/kv/store.h"
+#include "attend/lm/model.h"
+#include "attend/tensor/operator.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+
+// The policy that a text names, for a model in this compute mode: a codec that the text leaves out is f32 under
+// ComputeMode::kF32 and f16 otherwise. Throws Error(kSpec).
+Policy model_policy(std::string_view text, ComputeMode compute);
+
+// The same policy with nothing dropped: plain softmax, same store and codec.
+Policy exact_policy(const Policy& policy);
+
+// Which tokens of a prompt need logits.
+enum class Outputs { kNone, kLast, kAll };
+
+// Output logits arrive in batches of at most this many rows; no more are live at once.
+inline constexpr int64_t kOutputRows = 16;
+
+// Told of logits [rows, vocabulary]; row r is that of token `first + r` of the call's ids. Valid during the call.
+using LogitsSink = std::function<void(int64_t first, const View& logits)>;
+
+class Executor;
+
+// One cache and its position. Not for use by two threads at once. After an error in prefill or decode the session holds
+// a part of the tokens: only clear() may follow.
+class Session {
+ public:
+  // `context`: most tokens that the session may hold, 0 for the model's own limit. Memory follows use, not this limit.
+  // Throws Error(kSpec) for a policy that the model can't run, Error(kArgument) for a context beyond the model's.
+  Session(std::shared_ptr<const Model> model, const Policy& policy, int64_t context = 0);
+  ~Session();
+
+  // Appends `ids` in steps of at most `chunk` tokens; results don't depend on it. Retentions act as if the prompt ended
+  // here. Throws Error(kArgument) for an empty prompt, an id outside the vocabulary, or tokens beyond the context,
+  // before anything changes; Error(kCancelled), Error(kMemory).
+  void prefill(std::span<const int32_t> ids, int64_t chunk, Outputs outputs, const LogitsSink& sink, Context& context);
+
+  // Appends one token and returns the logits [vocabulary] of the next, valid until the next call.
+  std::span<const float> decode(int32_t id, Context& context);
+
+  void clear();
+
+  int64_t position() const { return position_; }  // tokens seen
+  int64_t context() const { return limit_; }
+  int64_t bytes() const { return store_->bytes(); }
+
+  // Bytes of keys and values that the next token's query sees, over layers and kv heads, its own key included.
+  int64_t bytes_read_next() const;
+
+ private:
+  void check(std::span<const int32_t> ids) const;
+  void run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink, Context& context);
+  void retain(bool prompt_end);
+
+  std::shared_ptr<const Model> model_;
+  int64_t limit_, position_ = 0, retained_at_ = 0;
+  int64_t stride_ = 0;  // of the policy's own retention; 0: none
+  std::unique_ptr<Store> store_;
+  std::vector<std::unique_ptr<Operator>> mechanisms_;  // distinct ones
+  std::vector<const Operator*> layers_;                // of each layer
+  std::vector<std::unique_ptr<Retention>> implied_;    // of each layer; null: nothing is ever dropped
+  std::unique_ptr<Retention> retention_;               // the policy's own, if any
+  std::unique_ptr<Executor> executor_;
+  Buffer logits_;          // [kOutputRows, vocabulary]
+  int64_t key_bytes_ = 0;  // of one key and its value
+};
+
+}  // namespace attend

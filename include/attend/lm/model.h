@@ -1,0 +1,48 @@
+#pragma once
+// The weights of a model, loaded once and shared by sessions.
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "attend/lm/graph.h"
+#include "attend/lm/tokenizer.h"
+#include "attend/simd/product.h"
+#include "attend/tensor/buffer.h"
+#include "attend/tensor/context.h"
+
+namespace attend {
+
+class RotaryAngles;
+
+class Model {
+ public:
+  // Reads, checks and repacks a GGUF file; mapped pages go as soon as their tensor is repacked, so that peak memory is
+  // about that of the packed weights. kF32 dequantises everything. Cost linear in the file.
+  // Throws Error(kFile), Error(kUnsupported), Error(kMemory), Error(kCancelled).
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path, ComputeMode compute, Context& context);
+
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const Graph& graph() const { return graph_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  ComputeMode compute() const { return compute_; }
+  int64_t bytes() const;  // of all weights
+
+  const PackedWeight& matrix(int index) const { return matrices_[static_cast<size_t>(index)]; }
+  const float* vector(int index) const { return vectors_[static_cast<size_t>(index)].as<float>(); }
+  const RotaryAngles& rotary(int index) const;
+
+ private:
+  Model();
+
+  Graph graph_;
+  ComputeMode compute_ = ComputeMode::kDefault;
+  std::vector<PackedWeight> matrices_;
+  std::vector<Buffer> vectors_;
+  std::vector<RotaryAngles> rotaries_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+};
+
+}  // namespace attend

@@ -1,0 +1,207 @@
+#include "attend/lm/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "attend/kv/codec.h"
+#include "attend/tensor/error.h"
+#include "executor.h"
+
+namespace attend {
+namespace {
+
+// Lossless retentions act once this many tokens have passed: keys are then moved rarely, and little is held in vain.
+constexpr int64_t kRetainEvery = 64;
+
+bool has_option(const Entry& entry, std::string_view name) {
+  return std::any_of(entry.options.begin(), entry.options.end(), [&](const Option& o) { return o.name == name; });
+}
+
+// The policy's mechanism as one layer of a model runs it: causal, scaled and windowed as the layer is.
+Spec layer_spec(const Spec& policy, const AttentionLayer& layer) {
+  const Entry& entry = registry().at(policy.name);
+  auto require = [&](std::string_view option, std::string_view why) {
+    if (!has_option(entry, option))
+      throw Error(ErrorKind::kSpec, "policy", policy.name, "", fmt::format("has no option {}, which {}", option, why));
+  };
+  require("causal", "a language model needs");
+  Spec spec = registry().complete(policy);
+  spec.set("causal", "true");
+  require("scale", "this model sets");
+  if (spec.real("scale") == 0) spec.set("scale", fmt::format("{}", layer.scale));
+  if (layer.window > 0) {
+    require("window", "local layers of this model need");
+    const int64_t window = spec.integer("window");
+    if (window == 0 || window >= layer.window) {
+      spec.set("window", std::to_string(layer.window));
+      if (has_option(entry, "sinks")) spec.set("sinks", "0");
+    }
+  }
+  return spec;
+}
+
+bool sees_everything(const Operator& mechanism) {
+  const std::vector<KeyRange> needed = mechanism.needed_from(std::numeric_limits<int32_t>::max());
+  return needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
+}
+
+}  // namespace
+
+Policy model_policy(std::string_view text, ComputeMode compute) {
+  Policy policy = registry().policy(text);
+  if (compute == ComputeMode::kF32) {
+    bool named = false;
+    for (const Spec& spec : parse_specs(text)) named |= registry().at(spec.name).kind == Kind::kCodec;
+    if (!named) policy[Kind::kCodec] = registry().complete(Spec{"f32", {}});
+  }
+  return policy;
+}
+
+Policy exact_policy(const Policy& policy) {
+  Policy exact = registry().policy("softmax");
+  exact[Kind::kCodec] = policy[Kind::kCodec];
+  exact[Kind::kStore] = policy[Kind::kStore];
+  return exact;
+}
+
+Session::Session(std::shared_ptr<const Model> model, const Policy& policy, int64_t context)
+    : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
+  const Graph& graph = model_->graph();
+  if (context < 0 || limit_ > graph.context)
+    throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
+                fmt::format("must be at most the model's {} tokens", graph.context));
+  for (Kind kind : {Kind::kSelector, Kind::kPlan, Kind::kAllocator})
+    if (policy[kind])
+      throw Error(ErrorKind::kUnsupported, "policy", policy[kind]->name, "",
+                  fmt::format("a {} can't run in a model yet", name_of(kind)));
+  const AttentionLayer& first = graph.layers.front();
+  const auto codec = registry().make<Codec>(*policy[Kind::kCodec]);
+  store_ = registry()
+               .make<StoreFactory>(*policy[Kind::kStore])
+               ->open({.layers = static_cast<int>(graph.layers.size()),
+                       .kv_heads = first.kv_heads,
+                       .d = first.d,
+                       .dv = first.dv,
+                       .codec = codec->type});
+  key_bytes_ = (first.d + first.dv) * size_of(codec->type);
+  std::vector<Spec> specs;
+  for (const AttentionLayer& layer : graph.layers) {
+    const Spec spec = layer_spec(*policy[Kind::kMechanism], layer);
+    const auto same = std::find(specs.begin(), specs.end(), spec);
+    const size_t index = static_cast<size_t>(same - specs.begin());
+    if (same == specs.end()) {
+      specs.push_back(spec);
+      mechanisms_.push_back(registry().make<Operator>(spec));
+    }
+    layers_.push_back(mechanisms_[index].get());
+    implied_.push_back(sees_everything(*layers_.back()) ? nullptr : make_implied_retention(*layers_.back()));
+  }
+  if (policy[Kind::kRetention]) {
+    retention_ = registry().make<Retention>(*policy[Kind::kRetention]);
+    if (!retention_->lossless()) stride_ = retention_->stride();
+  }
+  executor_ = std::make_unique<Executor>(*model_);
+}
+
+Session::~Session() = default;
+
+void Session::check(std::span<const int32_t> ids) const {
+  const int64_t n = static_cast<int64_t>(ids.size());
+  if (n == 0) throw Error(ErrorKind::kArgument, "session", "tokens", "none", "a prompt needs at least one token");
+  if (n > limit_ - position_)
+    throw Error(ErrorKind::kArgument, "session", "tokens", std::to_string(position_ + n),
+                fmt::format("the context holds {}", limit_));
+  for (int32_t id : ids)
+    if (id < 0 || id >= model_->graph().vocabulary)
+      throw Error(ErrorKind::kArgument, "session", "token id", std::to_string(id),
+                  fmt::format("the vocabulary has 0 to {}", model_->graph().vocabulary - 1));
+}
+
+void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink,
+                  Context& context) {
+  const int64_t rows = static_cast<int64_t>(ids.size());
+  const int64_t wanted = outputs == Outputs::kAll ? rows : outputs == Outputs::kLast ? 1 : 0;
+  const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, context);
+  position_ += rows;
+  if (wanted == 0) return;
+  const int64_t vocabulary = model_->graph().vocabulary, width = hidden.shape[1];
+  const int64_t batch = std::min(wanted, kOutputRows);
+  if (const int64_t bytes = batch * vocabulary * static_cast<int64_t>(sizeof(float)); logits_.bytes() < bytes)
+    logits_ = Buffer(bytes);
+  for (int64_t r = 0; r < wanted; r += batch) {
+    context.throw_if_stopped();
+    const int64_t n = std::min(batch, wanted - r);
+    product(model_->matrix(model_->graph().output_matrix), hidden.as<float>() + r * width, width, logits_.as<float>(),
+            vocabulary, n, context);
+    if (sink) sink(first + rows - wanted + r, dense_view(logits_.data(), DType::kF32, {n, vocabulary}));
+  }
+}
+
+void Session::prefill(std::span<const int32_t> ids, int64_t chunk, Outputs outputs, const LogitsSink& sink,
+                      Context& context) {
+  if (chunk < 1) throw Error(ErrorKind::kArgument, "session", "chunk", std::to_string(chunk), "must be at least 1");
+  check(ids);
+  const int64_t total = static_cast<int64_t>(ids.size());
+  for (int64_t done = 0; done < total;) {
+    int64_t n = std::min(chunk, total - done);
+    if (stride_ > 0) n = std::min(n, stride_ - position_ % stride_);
+    const bool last = done + n == total;
+    run(ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n)), done,
+        outputs == Outputs::kLast && !last ? Outputs::kNone : outputs, sink, context);
+    done += n;
+    retain(last);
+    if (context.progress) context.progress->update("reading", done, total);
+  }
+}
+
+std::span<const float> Session::decode(int32_t id, Context& context) {
+  check({&id, 1});
+  run({&id, 1}, 0, Outputs::kLast, nullptr, context);
+  retain(false);
+  return {logits_.as<float>(), static_cast<size_t>(model_->graph().vocabulary)};
+}
+
+void Session::retain(bool prompt_end) {
+  const bool own = stride_ > 0 && (prompt_end || position_ % stride_ == 0);
+  const bool lossless = prompt_end || position_ - retained_at_ >= kRetainEvery;
+  if (!own && !lossless) return;
+  if (lossless) retained_at_ = position_;
+  std::vector<int64_t> slots;
+  auto act = [&](const Retention& retention, int layer) {
+    for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h) {
+      const KeyView keys = store_->keys(layer, h);
+      retention.choose(keys, position_, slots);
+      if (static_cast<int64_t>(slots.size()) != keys.count()) store_->keep(layer, h, slots);
+    }
+  };
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+    if (const Retention* implied = implied_[static_cast<size_t>(layer)].get(); implied && lossless)
+      act(*implied, layer);
+    if (retention_ && (own || (stride_ == 0 && lossless))) act(*retention_, layer);
+  }
+}
+
+void Session::clear() {
+  store_->clear();
+  position_ = retained_at_ = 0;
+}
+
+int64_t Session::bytes_read_next() const {
+  int64_t keys_seen = 0;
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+    const std::vector<KeyRange> needed = layers_[static_cast<size_t>(layer)]->needed_from(position_);
+    for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h) {
+      const KeyView keys = store_->keys(layer, h);
+      for (const KeyRange& range : needed) {
+        const KeyRange seen = slots_in(keys, range);
+        keys_seen += seen.end - seen.begin;
+      }
+      ++keys_seen;  // its own
+    }
+  }
+  return keys_seen * key_bytes_;
+}
+
+}  // namespace attend

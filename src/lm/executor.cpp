@@ -1,0 +1,152 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "attend/simd/isa.h"
+#include "rotary.h"
+
+namespace attend {
+namespace {
+
+// f(r) for every row, shared by threads where the work pays for it. f must not throw.
+template <class F>
+void each_row(Context& context, int64_t rows, int64_t elements, const F& f) {
+  constexpr int64_t kWorthThreads = 1 << 14;
+  if (rows == 1 || context.threads == 1 || rows * elements < kWorthThreads) {
+    for (int64_t r = 0; r < rows; ++r) f(r);
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(context.threads)
+  for (int64_t r = 0; r < rows; ++r) f(r);
+}
+
+}  // namespace
+
+struct Executor::Step {
+  std::span<const int32_t> ids;
+  int64_t rows, wanted;
+  Store& store;
+  std::span<const Operator* const> mechanisms;
+  const RowOps& ops;
+  Context& context;
+};
+
+Executor::Executor(const Model& model)
+    : model_(model),
+      slots_(model.graph().slots.size()),
+      cosine_(model.graph().rotaries.size()),
+      sine_(model.graph().rotaries.size()) {}
+
+void Executor::reserve(int64_t rows) {
+  if (rows <= capacity_) return;
+  auto grow = [](Buffer& buffer, int64_t floats) {
+    buffer = Buffer();
+    buffer = Buffer(floats * static_cast<int64_t>(sizeof(float)));
+  };
+  capacity_ = 0;
+  for (size_t s = 0; s < slots_.size(); ++s) grow(slots_[s], rows * model_.graph().slots[s].width);
+  for (size_t r = 0; r < cosine_.size(); ++r) {
+    grow(cosine_[r], rows * model_.rotary(static_cast<int>(r)).pairs());
+    grow(sine_[r], rows * model_.rotary(static_cast<int>(r)).pairs());
+  }
+  capacity_ = rows;
+}
+
+View Executor::run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
+                   std::span<const Operator* const> mechanisms, Context& context) {
+  const int64_t rows = static_cast<int64_t>(ids.size());
+  reserve(rows);
+  positions_.resize(ids.size());
+  std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(first));
+  Step step{ids, rows, wanted, store, mechanisms, row_ops(active_isa(context)), context};
+  for (size_t r = 0; r < cosine_.size(); ++r)
+    model_.rotary(static_cast<int>(r)).fill(first, rows, step.ops, cosine_[r].as<float>(), sine_[r].as<float>());
+  for (const Operation& operation : model_.graph().operations) {
+    std::visit([&](const auto& o) { run(o, step); }, operation);
+    if (step.rows == 0) break;
+  }
+  const int slot = model_.graph().output_slot;
+  return dense_view(row(slot, 0), DType::kF32, {step.rows, width(slot)});
+}
+
+void Executor::run(const op::Embed& o, Step& step) {
+  const PackedWeight& matrix = model_.matrix(o.matrix);
+  each_row(step.context, step.rows, width(o.x),
+           [&](int64_t r) { unpack_row(matrix, step.ids[static_cast<size_t>(r)], row(o.x, r)); });
+}
+
+void Executor::run(const op::Scale& o, Step& step) {
+  each_row(step.context, step.rows, width(o.x), [&](int64_t r) { step.ops.scale(row(o.x, r), o.factor, width(o.x)); });
+}
+
+void Executor::run(const op::RmsNorm& o, Step& step) {
+  const float* weight = model_.vector(o.vector);
+  const int64_t part = width(o.x) / o.groups;
+  each_row(step.context, step.rows, width(o.x), [&](int64_t r) {
+    for (int64_t g = 0; g < o.groups; ++g)
+      step.ops.rms_norm(row(o.x, r) + g * part, weight, part, o.epsilon, row(o.y, r) + g * part);
+  });
+}
+
+void Executor::run(const op::Product& o, Step& step) {
+  step.context.throw_if_stopped();
+  for (const op::Product::Output& output : o.outputs)
+    product(model_.matrix(output.matrix), row(o.x, 0), width(o.x), row(output.y, 0), width(output.y), step.rows,
+            step.context);
+}
+
+void Executor::run(const op::Rotate& o, Step& step) {
+  const RotaryAngles& angles = model_.rotary(o.rotary);
+  const auto rotate = angles.rotary().layout == RotaryLayout::kPairs ? step.ops.rotate_pairs : step.ops.rotate_halves;
+  const int64_t pairs = angles.pairs(), head = width(o.x) / o.heads;
+  const float* cosine = cosine_[static_cast<size_t>(o.rotary)].as<float>();
+  const float* sine = sine_[static_cast<size_t>(o.rotary)].as<float>();
+  each_row(step.context, step.rows, width(o.x), [&](int64_t r) {
+    for (int64_t h = 0; h < o.heads; ++h) rotate(row(o.x, r) + h * head, cosine + r * pairs, sine + r * pairs, pairs);
+  });
+}
+
+void Executor::run(const op::Attend& o, Step& step) {
+  step.context.throw_if_stopped();
+  const AttentionLayer& layer = model_.graph().layers[static_cast<size_t>(o.layer)];
+  // Memory is [rows, heads * size]; mechanisms and stores see [heads, rows, size].
+  auto by_head = [&](int slot, int heads, int64_t size) {
+    View view = dense_view(row(slot, 0), DType::kF32, {heads, step.rows, size});
+    view.stride = {size, heads * size, 1};
+    return view;
+  };
+  auto batch_of_one = [](const View& heads) {
+    View view = dense_view(heads.data, heads.type, {1, heads.shape[0], heads.shape[1], heads.shape[2]});
+    view.stride = {heads.shape[0] * heads.shape[1] * heads.shape[2], heads.stride[0], heads.stride[1], 1};
+    return view;
+  };
+  step.store.append(o.layer, by_head(o.k, layer.kv_heads, layer.d), by_head(o.v, layer.kv_heads, layer.dv), positions_);
+  keys_.clear();
+  for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(step.store.keys(o.layer, h));
+  const Tensors in = {{"q", batch_of_one(by_head(o.q, layer.heads, layer.d))},
+                      {"k", std::span<const KeyView>(keys_)},
+                      {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
+  const Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
+  step.mechanisms[static_cast<size_t>(o.layer)]->forward(in, out, Form::kAny, step.context);
+}
+
+void Executor::run(const op::Gate& o, Step& step) {
+  const auto gate = o.activation == Activation::kSilu ? step.ops.silu_multiply : step.ops.gelu_multiply;
+  each_row(step.context, step.rows, width(o.x), [&](int64_t r) { gate(row(o.x, r), row(o.y, r), width(o.x)); });
+}
+
+void Executor::run(const op::Add& o, Step& step) {
+  each_row(step.context, step.rows, width(o.x), [&](int64_t r) { step.ops.add(row(o.x, r), row(o.y, r), width(o.x)); });
+}
+
+void Executor::run(const op::SelectRows& o, Step& step) {
+  const int64_t dropped = step.rows - step.wanted;
+  if (dropped > 0)
+    for (int slot : o.slots)
+      std::memmove(row(slot, 0), row(slot, dropped), static_cast<size_t>(step.wanted * width(slot)) * sizeof(float));
+  step.rows = step.wanted;
+}
+
+}  // namespace attend

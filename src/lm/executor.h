@@ -1,0 +1,47 @@
+#pragma once
+// Runs the operations of a graph over rows of activations.
+#include <span>
+#include <vector>
+
+#include "attend/kv/store.h"
+#include "attend/lm/model.h"
+#include "attend/simd/row_ops.h"
+#include "attend/tensor/operator.h"
+
+namespace attend {
+
+class Executor {
+ public:
+  explicit Executor(const Model& model);
+
+  // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`. Returns the output
+  // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
+  View run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
+           std::span<const Operator* const> mechanisms, Context& context);
+
+ private:
+  struct Step;
+
+  void run(const op::Embed&, Step&);
+  void run(const op::Scale&, Step&);
+  void run(const op::RmsNorm&, Step&);
+  void run(const op::Product&, Step&);
+  void run(const op::Rotate&, Step&);
+  void run(const op::Attend&, Step&);
+  void run(const op::Gate&, Step&);
+  void run(const op::Add&, Step&);
+  void run(const op::SelectRows&, Step&);
+
+  void reserve(int64_t rows);
+  int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
+  float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
+
+  const Model& model_;
+  int64_t capacity_ = 0;  // rows
+  std::vector<Buffer> slots_;
+  std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]
+  std::vector<int32_t> positions_;
+  std::vector<KeyView> keys_;
+};
+
+}  // namespace attend

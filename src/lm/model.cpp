@@ -1,0 +1,70 @@
+#include "attend/lm/model.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "attend/tensor/error.h"
+#include "rotary.h"
+
+namespace attend {
+namespace {
+
+// Gives mapped pages back while a tensor is being repacked.
+struct Releaser : RowsDone {
+  Releaser(const Gguf& gguf, const GgufTensor& t)
+      : file(gguf), tensor(t), row(static_cast<int64_t>(t.data.size()) / t.shape[0]) {}
+  void rows_done(int64_t first, int64_t last) override {
+    file.release(tensor.data.subspan(static_cast<size_t>(first * row), static_cast<size_t>((last - first) * row)));
+  }
+  const Gguf& file;
+  const GgufTensor& tensor;
+  int64_t row;  // bytes
+};
+
+}  // namespace
+
+Model::Model() = default;
+Model::~Model() = default;
+
+const RotaryAngles& Model::rotary(int index) const {
+  return rotaries_[static_cast<size_t>(index)];
+}
+
+int64_t Model::bytes() const {
+  int64_t total = 0;
+  for (const PackedWeight& m : matrices_) total += m.bytes();
+  for (const Buffer& v : vectors_) total += v.bytes();
+  return total;
+}
+
+std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, ComputeMode compute, Context& context) {
+  const Gguf file = Gguf::open(path);
+  std::shared_ptr<Model> model(new Model);
+  model->graph_ = make_graph(file);
+  model->compute_ = compute;
+  const Graph& graph = model->graph_;
+  model->tokenizer_ = make_tokenizer(file);
+  if (model->tokenizer_->size() != graph.vocabulary)
+    throw Error(ErrorKind::kFile, "model", fmt::format("{}: vocabulary", file.name()),
+                std::to_string(model->tokenizer_->size()),
+                fmt::format("but token_embd.weight has {} rows", graph.vocabulary));
+  for (const Rotary& rotary : graph.rotaries) model->rotaries_.emplace_back(rotary);
+  for (const VectorRef& ref : graph.vectors) {
+    const GgufTensor& tensor = file.tensor(ref.tensor);
+    Buffer values(ref.n * static_cast<int64_t>(sizeof(float)));
+    dequantize(tensor.type, tensor.data.data(), ref.n, values.as<float>());
+    model->vectors_.push_back(std::move(values));
+  }
+  const int64_t total = static_cast<int64_t>(graph.matrices.size());
+  for (const MatrixRef& ref : graph.matrices) {
+    context.throw_if_stopped();
+    const GgufTensor& tensor = file.tensor(ref.tensor);
+    Releaser releaser(file, tensor);
+    model->matrices_.push_back(pack_weight(tensor.type, tensor.data.data(), ref.n, ref.k, compute, context, &releaser));
+    if (context.progress) context.progress->update("loading", static_cast<int64_t>(model->matrices_.size()), total);
+  }
+  return model;
+}
+
+}  // namespace attend
