@@ -20,14 +20,14 @@ bool has_option(const Entry& entry, std::string_view name) {
 }
 
 // The policy's mechanism as one layer of a model runs it: causal, scaled and windowed as the layer is.
-Spec layer_spec(const Spec& policy, const AttentionLayer& layer) {
-  const Entry& entry = registry().at(policy.name);
+Spec layer_spec(const Spec& policy, const AttentionLayer& layer, const Registry& registry) {
+  const Entry& entry = registry.at(policy.name);
   auto require = [&](std::string_view option, std::string_view why) {
     if (!has_option(entry, option))
       throw Error(ErrorKind::kSpec, "policy", policy.name, "", fmt::format("has no option {}, which {}", option, why));
   };
   require("causal", "a language model needs");
-  Spec spec = registry().complete(policy);
+  Spec spec = registry.complete(policy);
   spec.set("causal", "true");
   require("scale", "this model sets");
   if (spec.real("scale") == 0) spec.set("scale", fmt::format("{}", layer.scale));
@@ -49,24 +49,24 @@ bool sees_everything(const Operator& mechanism) {
 
 }  // namespace
 
-Policy model_policy(std::string_view text, ComputeMode compute) {
-  Policy policy = registry().policy(text);
+Policy model_policy(std::string_view text, ComputeMode compute, const Registry& registry) {
+  Policy policy = registry.policy(text);
   if (compute == ComputeMode::kF32) {
     bool named = false;
-    for (const Spec& spec : parse_specs(text)) named |= registry().at(spec.name).kind == Kind::kCodec;
-    if (!named) policy[Kind::kCodec] = registry().complete(Spec{"f32", {}});
+    for (const Spec& spec : parse_specs(text)) named |= registry.at(spec.name).kind == Kind::kCodec;
+    if (!named) policy[Kind::kCodec] = registry.complete(Spec{"f32", {}});
   }
   return policy;
 }
 
-Policy exact_policy(const Policy& policy) {
-  Policy exact = registry().policy("softmax");
+Policy exact_policy(const Policy& policy, const Registry& registry) {
+  Policy exact = registry.policy("softmax");
   exact[Kind::kCodec] = policy[Kind::kCodec];
   exact[Kind::kStore] = policy[Kind::kStore];
   return exact;
 }
 
-Session::Session(std::shared_ptr<const Model> model, const Policy& policy, int64_t context)
+Session::Session(std::shared_ptr<const Model> model, const Policy& policy, const Registry& registry, int64_t context)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
   if (context < 0 || limit_ > graph.context)
@@ -77,9 +77,8 @@ Session::Session(std::shared_ptr<const Model> model, const Policy& policy, int64
       throw Error(ErrorKind::kUnsupported, "policy", policy[kind]->name, "",
                   fmt::format("a {} can't run in a model yet", name_of(kind)));
   const AttentionLayer& first = graph.layers.front();
-  const auto codec = registry().make<Codec>(*policy[Kind::kCodec]);
-  store_ = registry()
-               .make<StoreFactory>(*policy[Kind::kStore])
+  const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
+  store_ = registry.make<StoreFactory>(*policy[Kind::kStore])
                ->open({.layers = static_cast<int>(graph.layers.size()),
                        .kv_heads = first.kv_heads,
                        .d = first.d,
@@ -88,18 +87,18 @@ Session::Session(std::shared_ptr<const Model> model, const Policy& policy, int64
   key_bytes_ = (first.d + first.dv) * size_of(codec->type);
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {
-    const Spec spec = layer_spec(*policy[Kind::kMechanism], layer);
+    const Spec spec = layer_spec(*policy[Kind::kMechanism], layer, registry);
     const auto same = std::find(specs.begin(), specs.end(), spec);
     const size_t index = static_cast<size_t>(same - specs.begin());
     if (same == specs.end()) {
       specs.push_back(spec);
-      mechanisms_.push_back(registry().make<Operator>(spec));
+      mechanisms_.push_back(registry.make<Operator>(spec));
     }
     layers_.push_back(mechanisms_[index].get());
     implied_.push_back(sees_everything(*layers_.back()) ? nullptr : make_implied_retention(*layers_.back()));
   }
   if (policy[Kind::kRetention]) {
-    retention_ = registry().make<Retention>(*policy[Kind::kRetention]);
+    retention_ = registry.make<Retention>(*policy[Kind::kRetention]);
     if (!retention_->lossless()) stride_ = retention_->stride();
   }
   executor_ = std::make_unique<Executor>(*model_);

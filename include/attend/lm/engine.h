@@ -17,10 +17,10 @@ namespace attend {
 
 // The policy that a text names, for a model in this compute mode: a codec that the text leaves out is f32 under
 // ComputeMode::kF32 and f16 otherwise. Throws Error(kSpec).
-Policy model_policy(std::string_view text, ComputeMode compute);
+Policy model_policy(std::string_view text, ComputeMode compute, const Registry& registry);
 
 // The same policy with nothing dropped: plain softmax, same store and codec.
-Policy exact_policy(const Policy& policy);
+Policy exact_policy(const Policy& policy, const Registry& registry);
 
 // Which tokens of a prompt need logits.
 enum class Outputs { kNone, kLast, kAll };
@@ -39,7 +39,7 @@ class Session {
  public:
   // `context`: most tokens that the session may hold, 0 for the model's own limit. Memory follows use, not this limit.
   // Throws Error(kSpec) for a policy that the model can't run, Error(kArgument) for a context beyond the model's.
-  Session(std::shared_ptr<const Model> model, const Policy& policy, int64_t context = 0);
+  Session(std::shared_ptr<const Model> model, const Policy& policy, const Registry& registry, int64_t context = 0);
   ~Session();
 
   // Appends `ids` in steps of at most `chunk` tokens; results don't depend on it. Retentions act as if the prompt ended
