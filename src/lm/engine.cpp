@@ -66,7 +66,8 @@ Policy exact_policy(const Policy& policy, const Registry& registry) {
   return exact;
 }
 
-Session::Session(std::shared_ptr<const Model> model, const Policy& policy, const Registry& registry, int64_t context)
+Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
+                 int64_t context)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
   if (context < 0 || limit_ > graph.context)

@@ -33,7 +33,7 @@ struct Executor::Step {
   Context& context;
 };
 
-Executor::Executor(const Model& model)
+Executor::Executor(const LanguageModel& model)
     : model_(model),
       slots_(model.graph().slots.size()),
       cosine_(model.graph().rotaries.size()),

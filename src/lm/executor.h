@@ -12,7 +12,7 @@ namespace attend {
 
 class Executor {
  public:
-  explicit Executor(const Model& model);
+  explicit Executor(const LanguageModel& model);
 
   // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`. Returns the output
   // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
@@ -36,7 +36,7 @@ class Executor {
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
 
-  const Model& model_;
+  const LanguageModel& model_;
   int64_t capacity_ = 0;  // rows
   std::vector<Buffer> slots_;
   std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]

@@ -24,23 +24,24 @@ struct Releaser : RowsDone {
 
 }  // namespace
 
-Model::Model() = default;
-Model::~Model() = default;
+LanguageModel::LanguageModel() = default;
+LanguageModel::~LanguageModel() = default;
 
-const RotaryAngles& Model::rotary(int index) const {
+const RotaryAngles& LanguageModel::rotary(int index) const {
   return rotaries_[static_cast<size_t>(index)];
 }
 
-int64_t Model::bytes() const {
+int64_t LanguageModel::bytes() const {
   int64_t total = 0;
   for (const PackedWeight& m : matrices_) total += m.bytes();
   for (const Buffer& v : vectors_) total += v.bytes();
   return total;
 }
 
-std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, ComputeMode compute, Context& context) {
+std::shared_ptr<const LanguageModel> LanguageModel::load(const std::filesystem::path& path, ComputeMode compute,
+                                                         Context& context) {
   const Gguf file = Gguf::open(path);
-  std::shared_ptr<Model> model(new Model);
+  std::shared_ptr<LanguageModel> model(new LanguageModel);
   model->graph_ = make_graph(file);
   model->compute_ = compute;
   const Graph& graph = model->graph_;

@@ -39,7 +39,8 @@ class Session {
  public:
   // `context`: most tokens that the session may hold, 0 for the model's own limit. Memory follows use, not this limit.
   // Throws Error(kSpec) for a policy that the model can't run, Error(kArgument) for a context beyond the model's.
-  Session(std::shared_ptr<const Model> model, const Policy& policy, const Registry& registry, int64_t context = 0);
+  Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
+          int64_t context = 0);
   ~Session();
 
   // Appends `ids` in steps of at most `chunk` tokens; results don't depend on it. Retentions act as if the prompt ended
@@ -64,7 +65,7 @@ class Session {
   void run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink, Context& context);
   void retain(bool prompt_end);
 
-  std::shared_ptr<const Model> model_;
+  std::shared_ptr<const LanguageModel> model_;
   int64_t limit_, position_ = 0, retained_at_ = 0;
   int64_t stride_ = 0;  // of the policy's own retention; 0: none
   std::unique_ptr<Store> store_;

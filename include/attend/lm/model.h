@@ -14,16 +14,17 @@ namespace attend {
 
 class RotaryAngles;
 
-class Model {
+class LanguageModel {
  public:
   // Reads, checks and repacks a GGUF file; mapped pages go as soon as their tensor is repacked, so that peak memory is
   // about that of the packed weights. kF32 dequantises everything. Cost linear in the file.
   // Throws Error(kFile), Error(kUnsupported), Error(kMemory), Error(kCancelled).
-  static std::shared_ptr<const Model> load(const std::filesystem::path& path, ComputeMode compute, Context& context);
+  static std::shared_ptr<const LanguageModel> load(const std::filesystem::path& path, ComputeMode compute,
+                                                   Context& context);
 
-  ~Model();
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
+  ~LanguageModel();
+  LanguageModel(const LanguageModel&) = delete;
+  LanguageModel& operator=(const LanguageModel&) = delete;
 
   const Graph& graph() const { return graph_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -35,7 +36,7 @@ class Model {
   const RotaryAngles& rotary(int index) const;
 
  private:
-  Model();
+  LanguageModel();
 
   Graph graph_;
   ComputeMode compute_ = ComputeMode::kDefault;
