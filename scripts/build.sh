@@ -1,0 +1,17 @@
+#!/bin/bash
+# build.sh PRESET [TARGET..]: configures once and builds; quiet unless it takes work.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=$1
+shift
+export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros}
+
+if [ ! -e "build/$preset/build.ninja" ]; then
+  echo "build: configuring build/$preset"
+  mkdir -p build
+  if ! cmake --preset "$preset" >"build/$preset.log" 2>&1; then
+    cat "build/$preset.log" >&2
+    exit 1
+  fi
+fi
+NINJA_STATUS='[%f/%t %es] ' ninja --quiet -C "build/$preset" "$@"
