@@ -1,0 +1,6 @@
+#pragma once
+#include "attend/tensor/registry.h"
+
+namespace attend {
+void register_exact(Registry& registry);
+}

@@ -1,0 +1,70 @@
+#pragma once
+// Score hooks: a function of (score, batch, head, query position, key position) that runs inside the attention kernel.
+//
+// The pointer for each instruction set is made here, in the user's own file, under that set's target attributes, so a
+// lambda is vectorised with the tile loop around it and costs a few instructions a score. Users need the flags
+// -fno-trapping-math and -fopenmp-simd, which the CMake target attend::attend exports.
+//
+//   auto alibi = [&](float s, int b, int h, int i, int j) { return s + slope[h] * float(j - i); };
+//   softmax_attention(qkv, {.causal = true}, out, context, score_hook(alibi));
+#include <array>
+#include <cstdint>
+
+#include "attend/tensor/isa.h"
+
+namespace attend {
+
+// A tile of scores of one head: rows are queries, columns are keys. Columns that a row does not see hold arbitrary
+// values and are hidden after the hook. A score of -inf hides its key.
+struct Tile {
+  float* s;
+  int64_t stride;
+  int rows, cols, batch, head;
+  const int32_t *q_position, *k_position;  // [rows], [cols]
+};
+
+// Called once a tile, after the scale and before soft-cap, bias and visibility; from any thread.
+struct ScoreHook {
+  std::array<void (*)(void*, Tile&), kIsaCount> run{};
+  void* self = nullptr;
+};
+
+#if defined(__x86_64__)
+#define ATTEND_TARGET_AVX2 [[gnu::target("avx2,fma,f16c,bmi,bmi2")]]
+#define ATTEND_TARGET_AVX512 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")]]
+#else
+#define ATTEND_TARGET_AVX2
+#define ATTEND_TARGET_AVX512
+#endif
+
+template <class F>
+struct ScoreThunk {
+  [[gnu::always_inline]] static inline void loop(F& f, Tile& t) {
+    for (int r = 0; r < t.rows; ++r) {
+      float* s = t.s + r * t.stride;
+      const int32_t i = t.q_position[r], *j = t.k_position;
+      const int batch = t.batch, head = t.head, cols = t.cols;
+#pragma omp simd
+      for (int c = 0; c < cols; ++c) s[c] = f(s[c], batch, head, i, j[c]);
+    }
+  }
+  ATTEND_TARGET_AVX2 static void avx2(void* f, Tile& t) {
+    loop(*static_cast<F*>(f), t);
+  }
+  ATTEND_TARGET_AVX512 static void avx512(void* f, Tile& t) {
+    loop(*static_cast<F*>(f), t);
+  }
+};
+
+// `f` must outlive the calls that use the hook.
+template <class F>
+ScoreHook score_hook(F& f) {
+  using Thunk = ScoreThunk<F>;
+  ScoreHook hook;
+  hook.run.fill(&Thunk::avx512);
+  hook.run[static_cast<int>(Isa::kAvx2)] = &Thunk::avx2;
+  hook.self = &f;
+  return hook;
+}
+
+}  // namespace attend

@@ -1,0 +1,79 @@
+#pragma once
+// attend_split: one block of query rows against one split of the keys, softmax and hooks inside. The only attention
+// code that is compiled per instruction set.
+//
+//   max[r] = max_j s[r,j]     p[r,j] = exp(s[r,j] - max[r])     sum[r] = sum_j p[r,j]     acc[r] = sum_j p[r,j] v[j]
+//
+// over the visible columns j, with s = bias + cap(hook(scale * q . k)). Results of a row depend on its own query and on
+// the keys it sees, by position, and on nothing else: neither on the other rows, nor on the slots of the keys, nor on
+// keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by position.
+#include <cstdint>
+#include <span>
+
+#include "attend/simd/hook.h"
+#include "attend/tensor/key_view.h"
+
+namespace attend {
+
+// Keys are cut into splits at multiples of this in position: the unit that threads take and that folds in order.
+inline constexpr int64_t kSplitPositions = 512;
+
+// Visible columns of a split: [a0, a1) and [b0, b1), ascending and disjoint, either may be empty.
+struct ColumnRanges {
+  int32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
+  bool empty() const { return a0 >= a1 && b0 >= b1; }
+};
+
+struct SplitJob {
+  // Queries: heads x tokens rows, head-major, [rows, d] dense and already scaled.
+  const float* q;
+  int heads, tokens, d, dv;
+  const int32_t* q_position;  // [tokens]; for hooks
+
+  // Keys: `cols` consecutive slots from `first_slot` on, all of one split.
+  std::span<const KeyRun> runs;
+  DType k_type, v_type;
+  int64_t first_slot;
+  int cols;
+  const int32_t* k_position;    // [cols], or null: first_position + column
+  int64_t first_position;       // of column 0
+  const ColumnRanges* visible;  // [tokens]
+
+  // Scores.
+  float softcap;      // 0: none
+  const float* bias;  // of head 0, token 0, column 0; null: none
+  int64_t bias_head_stride, bias_token_stride, bias_col_stride;
+  const ScoreHook* hook;  // null: none
+  int batch, first_head;
+
+  // Results, one row after another; acc rows are padded to a multiple of 16.
+  float *max, *sum, *acc;
+  int64_t acc_stride;
+
+  std::byte* scratch;  // split_scratch_bytes(d, dv)
+};
+
+// Rows of a finished part of the softmax; the empty one has max -inf, sum 0, acc 0.
+struct PartialRows {
+  float *max, *sum, *acc;
+  int64_t acc_stride;
+};
+
+struct SplitKernels {
+  void (*attend)(const SplitJob&) noexcept;
+  // into <- into + from, row by row: an associative merge with the empty partial as identity.
+  void (*fold)(const PartialRows& into, const PartialRows& from, int64_t rows, int64_t dv) noexcept;
+  // out[r] = acc[r] / sum[r], 0 for an empty row; `sink` (one logit a row, or null) joins the denominator.
+  // lse[r] = max + ln(sum), the sink included.
+  void (*finish)(const PartialRows& rows, int64_t row, const float* sink, int64_t dv, float* out, float* lse) noexcept;
+};
+
+// Throws Error(kUnsupported) if this build has no kernels for it.
+const SplitKernels& split_kernels(Isa isa);
+
+int64_t split_scratch_bytes(int64_t d, int64_t dv);
+constexpr int64_t padded_dv(int64_t dv) {
+  return (dv + 15) / 16 * 16;
+}
+
+}  // namespace attend

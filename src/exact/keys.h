@@ -1,0 +1,46 @@
+#pragma once
+// The keys of one kv head, whatever they came as: slots, positions, and where the splits of 512 positions cut them.
+#include <algorithm>
+#include <array>
+
+#include "attend/tensor/key_view.h"
+
+namespace attend::exact {
+
+class Keys {
+ public:
+  Keys() = default;
+  explicit Keys(const KeyView& view) : view_(view), count_(view.count()) {}
+  // A plain array of `count` keys.
+  Keys(const KeyRun& run, DType k_type, DType v_type) : single_(run), count_(run.count) {
+    view_.k_type = k_type;
+    view_.v_type = v_type;
+  }
+
+  std::span<const KeyRun> runs() const { return single_.k ? std::span(&single_, 1) : view_.runs; }
+  DType k_type() const { return view_.k_type; }
+  DType v_type() const { return view_.v_type; }
+  int64_t count() const { return count_; }
+  int64_t position(int64_t slot) const {
+    return view_.position.empty() ? slot : view_.position[static_cast<size_t>(slot)];
+  }
+  // Positions from a slot on, or null where they equal the slots.
+  const int32_t* positions(int64_t slot) const {
+    return view_.position.empty() ? nullptr : view_.position.data() + slot;
+  }
+  // The first slot whose position is at least `position`.
+  int64_t lower_slot(int64_t position) const {
+    if (view_.position.empty()) return std::clamp<int64_t>(position, 0, count_);
+    if (position > view_.position.back()) return count_;
+    return std::lower_bound(view_.position.begin(), view_.position.end(), position) - view_.position.begin();
+  }
+  // One past the last position, or 0.
+  int64_t end_position() const { return count_ ? position(count_ - 1) + 1 : 0; }
+
+ private:
+  KeyView view_;
+  KeyRun single_;
+  int64_t count_ = 0;
+};
+
+}  // namespace attend::exact

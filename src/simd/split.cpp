@@ -1,0 +1,21 @@
+#include "attend/simd/split.h"
+
+#include "attend/tensor/error.h"
+#include "simd/split_layout.h"
+#include "simd/split_table.h"
+
+namespace attend {
+
+const SplitKernels& split_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2) return kSplitAvx2;
+  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kSplitAvx512;
+#endif
+  throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no attention kernels yet");
+}
+
+int64_t split_scratch_bytes(int64_t d, int64_t dv) {
+  return split_layout::layout(d, dv).bytes;
+}
+
+}  // namespace attend

@@ -1,0 +1,434 @@
+// The body of attend_split (see attend/simd/split.h), included once per instruction set after HWY_TARGET is set.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "attend/simd/split.h"
+#include "hwy/highway.h"
+#include "simd/split_layout.h"
+
+HWY_BEFORE_NAMESPACE();
+#include "simd/math-inl.h"
+#include "simd/micro-inl.h"
+
+namespace attend {
+namespace HWY_NAMESPACE {
+
+using split_layout::kBlockRows;
+using split_layout::kGroupRows;
+using split_layout::kStripCols;
+
+// From here on rows share f32 copies of the values; fewer read them in place.
+inline constexpr int kPackValuesRows = 13;
+
+struct Span {
+  int begin, end;
+  bool empty() const { return begin >= end; }
+};
+
+// Strip columns that some row of a group sees: at most two spans, a gap between them.
+struct Union {
+  Span a{kStripCols, 0}, b{kStripCols, 0};
+
+  void add(const ColumnRanges& r, int shift) {
+    if (r.a0 < r.a1) widen(a, r.a0 + shift, r.a1 + shift);
+    if (r.b0 < r.b1) widen(b, r.b0 + shift, r.b1 + shift);
+  }
+  void add(const Union& u) {
+    if (!u.a.empty()) widen(a, u.a.begin, u.a.end);
+    if (!u.b.empty()) widen(b, u.b.begin, u.b.end);
+  }
+  // Spans that meet after rounding to 16 columns become one.
+  void close() {
+    if (a.empty()) std::swap(a, b);
+    if (!a.empty() && !b.empty() && b.begin / 16 * 16 < (a.end + 15) / 16 * 16) {
+      a = {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+      b = {kStripCols, 0};
+    }
+  }
+  bool touches(int begin, int end) const {
+    return (!a.empty() && a.begin < end && begin < a.end) || (!b.empty() && b.begin < end && begin < b.end);
+  }
+  static void widen(Span& s, int begin, int end) {
+    s.begin = std::min(s.begin, begin);
+    s.end = std::max(s.end, end);
+  }
+};
+
+class Split {
+ public:
+  explicit Split(const SplitJob& job)
+      : job_(job),
+        rows_(job.heads * job.tokens),
+        layout_(split_layout::layout(job.d, job.dv)),
+        strip_(reinterpret_cast<float*>(job.scratch + layout_.strip)),
+        panels_(reinterpret_cast<float*>(job.scratch + layout_.panels)),
+        values_(reinterpret_cast<float*>(job.scratch + layout_.values)),
+        positions_(reinterpret_cast<int32_t*>(job.scratch + layout_.positions)),
+        padded_(padded_dv(job.dv)) {
+    const int64_t first = job.k_position ? job.k_position[0] : job.first_position;
+    dense_ = !job.k_position || job.k_position[job.cols - 1] - first == job.cols - 1;
+    shift_ = dense_ ? static_cast<int>(first % 16) : 0;
+    one_block_ = rows_ <= kBlockRows;
+    pack_values_ = rows_ >= kPackValuesRows ? job.v_type != DType::kF32 || job.dv % 16 != 0 : job.dv % 16 != 0;
+    if (job.hook)
+      for (int c = 0; c < kStripCols; ++c) {
+        const int j = std::clamp(c - shift_, 0, job.cols - 1);
+        positions_[c] = job.k_position ? job.k_position[j] : static_cast<int32_t>(job.first_position + j);
+      }
+  }
+
+  void run() {
+    for (int r = 0; r < rows_; r += kBlockRows) block(r, std::min(kBlockRows, rows_ - r));
+  }
+
+ private:
+  float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripCols; }
+  const ColumnRanges& visible(int row) const { return job_.visible[row % job_.tokens]; }
+
+  void block(int first, int count) {
+    Union groups[kBlockRows / kGroupRows], all;
+    const int group_count = (count + kGroupRows - 1) / kGroupRows;
+    for (int g = 0; g < group_count; ++g) {
+      for (int r = g * kGroupRows; r < std::min(count, (g + 1) * kGroupRows); ++r)
+        groups[g].add(visible(first + r), shift_);
+      all.add(groups[g]);
+      groups[g].close();
+    }
+    all.close();
+    for (int r = 0; r < count; ++r) std::fill_n(acc_row(first + r), padded_, 0.0f);
+    if (all.a.empty()) {
+      std::fill_n(job_.max + first, count, kNegInf);
+      std::fill_n(job_.sum + first, count, 0.0f);
+      return;
+    }
+    scores(first, count, groups, group_count, all);
+    if (job_.hook) run_hook(first, count, all);
+    for (int r = 0; r < count; ++r) softmax_row(first + r, strip_row(r), groups[r / kGroupRows]);
+    for (int g = 0; g < group_count; ++g)
+      weighted_values(first + g * kGroupRows, std::min(kGroupRows, count - g * kGroupRows), strip_row(g * kGroupRows),
+                      groups[g]);
+  }
+
+  float* acc_row(int row) { return job_.acc + row * job_.acc_stride; }
+
+  // Calls f(pointer to run rows, stride, first column, count) for the runs under columns [begin, end).
+  template <class F>
+  void each_run(int begin, int end, F f) const {
+    for (const KeyRun& run : job_.runs) {
+      const int64_t from = std::max<int64_t>(run.first_slot, job_.first_slot + begin);
+      const int64_t to = std::min<int64_t>(run.first_slot + run.count, job_.first_slot + end);
+      if (from >= to) continue;
+      f(run, from - run.first_slot, static_cast<int>(from - job_.first_slot), static_cast<int>(to - from));
+    }
+  }
+
+  template <class F>
+  static void typed(DType type, const void* base, F f) {
+    if (type == DType::kF32) return f(static_cast<const float*>(base));
+    if (type == DType::kF16) return f(static_cast<const F16*>(base));
+    f(static_cast<const BF16*>(base));
+  }
+
+  const float* packed_panel(int panel) {
+    float* to = panels_ + (one_block_ ? 0 : panel * job_.d * kPanelCols);
+    if (!one_block_ && (packed_panels_ >> panel & 1)) return to;
+    packed_panels_ |= uint64_t{1} << panel;
+    const int begin = static_cast<int>(panel * kPanelCols) - shift_, end = begin + static_cast<int>(kPanelCols);
+    if (begin < 0 || end > job_.cols) std::fill_n(to, job_.d * kPanelCols, 0.0f);
+    each_run(std::max(begin, 0), std::min(end, job_.cols), [&](const KeyRun& run, int64_t row, int col, int count) {
+      typed(job_.k_type, run.k,
+            [&](const auto* k) { pack_keys(k + row * run.k_stride, run.k_stride, count, job_.d, to + (col - begin)); });
+    });
+    return to;
+  }
+
+  void scores(int first, int count, const Union* groups, int group_count, const Union& all) {
+    for (int panel = 0; panel * kPanelCols < kStripCols; ++panel) {
+      const int begin = static_cast<int>(panel * kPanelCols), end = begin + static_cast<int>(kPanelCols);
+      if (!all.touches(begin, end)) continue;
+      const float* packed = packed_panel(panel);
+      for (int g = 0; g < group_count; ++g) {
+        if (!groups[g].touches(begin, end)) continue;
+        const int r = g * kGroupRows;
+        const float* q = job_.q + (first + r) * job_.d;
+        score_rows(std::min(kGroupRows, count - r), q, packed, strip_row(r) + begin);
+      }
+    }
+  }
+
+  void score_rows(int rows, const float* q, const float* panel, float* s) const {
+    switch (rows) {
+      case 6:
+        return score_panel<6>(q, job_.d, panel, s, kStripCols);
+      case 5:
+        return score_panel<5>(q, job_.d, panel, s, kStripCols);
+      case 4:
+        return score_panel<4>(q, job_.d, panel, s, kStripCols);
+      case 3:
+        return score_panel<3>(q, job_.d, panel, s, kStripCols);
+      case 2:
+        return score_panel<2>(q, job_.d, panel, s, kStripCols);
+      default:
+        return score_panel<1>(q, job_.d, panel, s, kStripCols);
+    }
+  }
+
+  void run_hook(int first, int count, const Union& all) {
+    int32_t q_position[kBlockRows];
+    for (int r = 0; r < count;) {
+      const int head = (first + r) / job_.tokens;
+      int n = 0;
+      for (; r + n < count && (first + r + n) / job_.tokens == head; ++n)
+        q_position[n] = job_.q_position[(first + r + n) % job_.tokens];
+      for (const Span& span : {all.a, all.b}) {
+        if (span.empty()) continue;
+        Tile tile{strip_row(r) + span.begin,
+                  kStripCols,
+                  n,
+                  span.end - span.begin,
+                  job_.batch,
+                  job_.first_head + head,
+                  q_position,
+                  positions_ + span.begin};
+        job_.hook->run[kIsa](job_.hook->self, tile);
+      }
+      r += n;
+    }
+  }
+
+  // Hides what the row does not see, then s -> p in place over the group's spans.
+  void softmax_row(int row, float* s, const Union& seen) {
+    const F32 d;
+    const ColumnRanges v = visible(row);
+    const Span spans[2] = {align(seen.a), align(seen.b)};
+    if (job_.softcap != 0) {
+      const Vec cap = hn::Set(d, job_.softcap), inverse = hn::Set(d, 1.0f / job_.softcap);
+      for (const Span& span : spans)
+        for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+          hn::StoreU(hn::Mul(cap, tanh_of(hn::Mul(hn::LoadU(d, s + c), inverse))), d, s + c);
+    }
+    if (job_.bias) {
+      const float* bias =
+          job_.bias + row / job_.tokens * job_.bias_head_stride + row % job_.tokens * job_.bias_token_stride;
+      add_bias(s + shift_, bias, v.a0, v.a1);
+      add_bias(s + shift_, bias, v.b0, v.b1);
+    }
+    Vec top = hn::Set(d, kNegInf);
+    for (const Span& span : spans) {
+      if (span.empty()) continue;
+      hide(s, span, v);
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes)) {
+        const Vec x = hn::LoadU(d, s + c);
+        top = hn::IfThenElse(hn::Gt(x, top), x, top);  // ignores NaN, which exp brings back
+      }
+    }
+    const float max = hn::GetLane(hn::MaxOfLanes(d, top));
+    job_.max[row] = max;
+    const Vec offset = hn::Set(d, max == kNegInf ? 0.0f : max);
+    const bool mark = job_.bias || job_.hook;
+    Vec lanes[16 / kLanes];
+    for (auto& lane : lanes) lane = hn::Zero(d);
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += 16)
+        for (int i = 0; i < 16 / kLanes; ++i) {
+          float* at = s + c + i * kLanes;
+          const Vec x = hn::LoadU(d, at);
+          Vec p = exp_of(hn::Sub(x, offset));
+          // Keys hidden by a bias or hook are told from underflow by the sign of their zero.
+          if (mark) p = hn::IfThenElse(hn::Eq(x, hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
+          hn::StoreU(p, d, at);
+          lanes[i] = hn::Add(lanes[i], p);
+        }
+    job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans);
+  }
+
+  static Span align(const Span& s) { return s.empty() ? Span{0, 0} : Span{s.begin / 16 * 16, (s.end + 15) / 16 * 16}; }
+
+  void add_bias(float* s, const float* bias, int begin, int end) const {
+    const F32 d;
+    int c = begin;
+    if (job_.bias_col_stride == 1)
+      for (; c + kLanes <= end; c += static_cast<int>(kLanes))
+        hn::StoreU(hn::Add(hn::LoadU(d, s + c), hn::LoadU(d, bias + c)), d, s + c);
+    for (; c < end; ++c) s[c] += bias[c * job_.bias_col_stride];
+  }
+
+  void hide(float* s, const Span& span, const ColumnRanges& v) const {
+    int from = span.begin;
+    for (const Span& seen : {Span{v.a0 + shift_, v.a1 + shift_}, Span{v.b0 + shift_, v.b1 + shift_}}) {
+      if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
+      std::fill(s + from, s + std::max(from, seen.begin), kNegInf);
+      from = std::min(seen.end, span.end);
+    }
+    std::fill(s + from, s + span.end, kNegInf);
+  }
+
+  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs.
+  static float total(const Vec* lanes) {
+    alignas(64) float x[16];
+    for (int i = 0; i < 16 / kLanes; ++i) hn::Store(lanes[i], F32(), x + i * kLanes);
+    for (int half = 8; half >= 1; half /= 2)
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+  }
+
+  // Keys with gaps between their positions: each still counts in the lane of its position.
+  float total_by_position(const float* p, const Span (&spans)[2]) const {
+    alignas(64) float x[16] = {};
+    for (const Span& span : spans)
+      for (int c = span.begin; c < std::min(span.end, job_.cols); ++c) x[job_.k_position[c] % 16] += p[c];
+    Vec lanes[16 / kLanes];
+    for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Load(F32(), x + i * kLanes);
+    return total(lanes);
+  }
+
+  void weighted_values(int first, int rows, const float* p, const Union& seen) {
+    for (const Span& span : {seen.a, seen.b})
+      if (!span.empty()) add_span(first, rows, p, span.begin - shift_, span.end - shift_);
+    if (all_finite(first, rows)) return;
+    // A value that is not finite must not reach rows that hide its key: add key by key what each row sees.
+    for (int r = 0; r < rows; ++r) {
+      std::fill_n(acc_row(first + r), padded_, 0.0f);
+      const ColumnRanges& v = visible(first + r);
+      const float* weights = p + static_cast<int64_t>(r) * kStripCols;
+      for (const Span& range : {Span{v.a0, v.a1}, Span{v.b0, v.b1}})
+        for (int c = range.begin; c < range.end; ++c)
+          if (std::bit_cast<uint32_t>(weights[c + shift_]) != 0x80000000u) add_span(first + r, 1, weights, c, c + 1);
+    }
+  }
+
+  bool all_finite(int first, int rows) {
+    const F32 d;
+    Vec sum = hn::Zero(d);  // x - x is 0, or NaN for what is not finite
+    for (int r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < padded_; c += kLanes) {
+        const Vec x = hn::LoadU(d, acc_row(first + r) + c);
+        sum = hn::Add(sum, hn::Sub(x, x));
+      }
+    return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+  }
+
+  // acc += p v over job columns [begin, end). `p` is row 0 of the strip.
+  void add_span(int first, int rows, const float* p, int begin, int end) {
+    if (pack_values_) {
+      pack(begin, end);
+      add_columns(first, rows, p + begin + shift_, values_ + begin * padded_, padded_, end - begin);
+      return;
+    }
+    each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
+      typed(job_.v_type, run.v, [&](const auto* v) {
+        add_columns(first, rows, p + col + shift_, v + row * run.v_stride, run.v_stride, count);
+      });
+    });
+  }
+
+  void pack(int begin, int end) {
+    constexpr int kChunk = 64;
+    for (int chunk = begin / kChunk; chunk * kChunk < end; ++chunk) {
+      if (packed_values_ >> chunk & 1) continue;
+      packed_values_ |= 1u << chunk;
+      each_run(chunk * kChunk, std::min(job_.cols, (chunk + 1) * kChunk),
+               [&](const KeyRun& run, int64_t row, int col, int count) {
+                 typed(job_.v_type, run.v, [&](const auto* v) {
+                   pack_values(v + row * run.v_stride, run.v_stride, count, job_.dv, padded_, values_ + col * padded_);
+                 });
+               });
+    }
+  }
+
+  template <class T>
+  void add_columns(int first, int rows, const float* p, const T* v, int64_t v_stride, int count) {
+    int64_t c = 0;
+    for (; c + kPanelCols <= padded_; c += kPanelCols) add_rows<kVecs>(first, rows, p, v + c, v_stride, count, c);
+    if constexpr (kVecs == 4)
+      if (c + 2 * kLanes <= padded_) add_rows<2>(first, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
+    for (; c < padded_; c += kLanes) add_rows<1>(first, rows, p, v + c, v_stride, count, c);
+  }
+
+  template <int kCols, class T>
+  void add_rows(int first, int rows, const float* p, const T* v, int64_t v_stride, int count, int64_t c) {
+    float* out = acc_row(first) + c;
+    const int64_t stride = job_.acc_stride;
+    switch (rows) {
+      case 6:
+        return add_values<6, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+      case 5:
+        return add_values<5, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+      case 4:
+        return add_values<4, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+      case 3:
+        return add_values<3, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+      case 2:
+        return add_values<2, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+      default:
+        return add_values<1, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+    }
+  }
+
+  static constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2 ? Isa::kAvx2 : Isa::kAvx512);
+
+  const SplitJob& job_;
+  int rows_;
+  split_layout::Layout layout_;
+  float *strip_, *panels_, *values_;
+  int32_t* positions_;
+  int64_t padded_;
+  int shift_ = 0;
+  bool dense_ = true, one_block_ = false, pack_values_ = false;
+  uint64_t packed_panels_ = 0;
+  uint32_t packed_values_ = 0;
+};
+
+void attend_split(const SplitJob& job) noexcept {
+  Split(job).run();
+}
+
+void fold(const PartialRows& into, const PartialRows& from, int64_t rows, int64_t dv) noexcept {
+  const F32 d;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float max = std::max(into.max[r], from.max[r]), offset = max == kNegInf ? 0.0f : max;
+    const float a = exp_of(into.max[r] - offset), b = exp_of(from.max[r] - offset);
+    into.max[r] = max;
+    into.sum[r] = std::fma(into.sum[r], a, from.sum[r] * b);
+    float *x = into.acc + r * into.acc_stride, *y = from.acc + r * from.acc_stride;
+    const Vec va = hn::Set(d, a), vb = hn::Set(d, b);
+    for (int64_t c = 0; c < padded_dv(dv); c += kLanes)
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, x + c), va, hn::Mul(hn::LoadU(d, y + c), vb)), d, x + c);
+  }
+}
+
+void finish(const PartialRows& rows, int64_t r, const float* sink, int64_t dv, float* out, float* lse) noexcept {
+  const F32 d;
+  float max = rows.max[r], sum = rows.sum[r];
+  float* acc = rows.acc + r * rows.acc_stride;
+  const bool empty = max == kNegInf && sum == 0;
+  float factor = 1;
+  if (sink && !empty) {
+    const float top = std::max(max, *sink);
+    factor = exp_of(max - top);
+    sum = std::fma(sum, factor, exp_of(*sink - top));
+    max = top;
+  }
+  if (out) {
+    const Vec weight = hn::Set(d, factor), divisor = hn::Set(d, empty ? 1.0f : sum);
+    int64_t c = 0;
+    // + 0 makes a negative zero positive: whether hidden keys added zeros must not show.
+    auto value = [&](int64_t at) {
+      return hn::Add(hn::Div(hn::Mul(hn::LoadU(d, acc + at), weight), divisor), hn::Zero(d));
+    };
+    for (; c + kLanes <= dv; c += kLanes) hn::StoreU(value(c), d, out + c);
+    if (c < dv) {
+      alignas(64) float tail[kLanes];
+      hn::Store(value(c), d, tail);
+      std::copy_n(tail, dv - c, out + c);
+    }
+  }
+  if (lse) *lse = empty ? kNegInf : max + std::log(sum);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attend
+HWY_AFTER_NAMESPACE();

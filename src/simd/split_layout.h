@@ -1,0 +1,29 @@
+#pragma once
+// Sizes that the split kernels share with the code that reserves their scratch memory.
+#include <cstdint>
+
+#include "attend/simd/split.h"
+
+namespace attend::split_layout {
+
+inline constexpr int kGroupRows = 6;      // rows of a micro-kernel: 6 x 4 accumulators of the 32 registers
+inline constexpr int kBlockRows = 24;     // rows whose scores are live at once: 24 x 576 x 4 = 55 KB of L2
+inline constexpr int kMaxPanelCols = 64;  // 4 vectors of 16 lanes
+// A split's columns start at lane position % 16, so 512 of them reach up to 527; whole panels of 64.
+inline constexpr int kStripCols = 576;
+
+struct Layout {
+  int64_t strip, panels, values, positions, bytes;  // offsets
+};
+
+constexpr Layout layout(int64_t d, int64_t dv) {
+  auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
+  Layout l{};
+  l.panels = l.strip + up(kBlockRows * kStripCols * int64_t{4});
+  l.values = l.panels + up(d * kStripCols * 4);
+  l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);
+  l.bytes = l.positions + up(kStripCols * 4);
+  return l;
+}
+
+}  // namespace attend::split_layout

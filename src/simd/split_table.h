@@ -1,0 +1,6 @@
+#pragma once
+#include "attend/simd/split.h"
+
+namespace attend {
+extern const SplitKernels kSplitAvx2, kSplitAvx512;
+}
