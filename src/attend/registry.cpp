@@ -1,5 +1,6 @@
 #include "attend/tensor/registry.h"
 
+#include "attend/exact/register.h"
 #include "attend/kv/register.h"
 
 namespace attend {
@@ -7,6 +8,7 @@ namespace attend {
 const Registry& registry() {
   static const Registry all = [] {
     Registry r;
+    register_exact(r);
     register_kv(r);
     return r;
   }();

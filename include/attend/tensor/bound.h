@@ -45,4 +45,41 @@ inline double quantised_product(std::span<const float> x, std::span<const float>
   return rounding + product(k / 16 * 2 + 8, magnitude);
 }
 
+// What a call of softmax attention has to do with.
+struct SoftmaxNorms {
+  int64_t keys, d;    // longest row, width of the dot products
+  double query, key;  // largest Euclidean norms of a row
+  double value;       // largest magnitude of a value
+  double scale;       // as applied
+  double bias = 0;    // largest finite magnitude
+  double softcap = 0;
+};
+
+// Largest absolute error of a score: the dot product's rounding (q scaled, then d fused steps), soft-cap (its tanh is
+// within 8 epsilon), bias.
+inline double softmax_score(const SoftmaxNorms& n) {
+  const double score = n.scale * n.query * n.key;
+  return kEpsilon * (static_cast<double>(n.d + 2) * score + (n.softcap > 0 ? 10 * std::min(n.softcap, score) : 0) +
+                     n.bias + score);
+}
+
+// Largest relative error of a weight exp(s - max): twice a score's, that of exp itself (4 epsilon) and of the range
+// that exp sees (0.4 epsilon, see exp_of).
+inline double softmax_weight(const SoftmaxNorms& n) {
+  return 2 * softmax_score(n) + 6 * kEpsilon;
+}
+
+// |out - reference|: weights in numerator and denominator, then sums of up to 512 terms a split and one fold a split.
+inline double softmax(const SoftmaxNorms& n) {
+  const double terms = static_cast<double>(std::min<int64_t>(n.keys, 512) + 6 * (n.keys / 512 + 1));
+  return n.value * (2 * softmax_weight(n) + 2 * kEpsilon * terms) + 1e-37;
+}
+
+// |lse - reference|.
+inline double softmax_lse(const SoftmaxNorms& n) {
+  const double terms = static_cast<double>(std::min<int64_t>(n.keys, 512) / 16 + 8 + 6 * (n.keys / 512 + 1));
+  const double magnitude = n.scale * n.query * n.key + n.bias + std::log(static_cast<double>(n.keys) + 1);
+  return softmax_score(n) + softmax_weight(n) + kEpsilon * (terms + 2 * magnitude + 2);
+}
+
 }  // namespace attend::bound

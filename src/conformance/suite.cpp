@@ -1,0 +1,247 @@
+#include "conformance/suite.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "attend/simd/isa.h"
+#include "attend/tensor/bound.h"
+
+namespace attend::conformance {
+namespace {
+
+double largest_norm(const View& v) {
+  double largest = 0;
+  const int64_t width = v.shape[v.rank - 1];
+  for (int64_t row = 0; width > 0 && row < v.count() / width; ++row) {
+    double sum = 0;
+    for (int64_t c = 0; c < width; ++c) sum += std::pow(value_at(v, row * width + c), 2);
+    if (std::isfinite(sum)) largest = std::max(largest, std::sqrt(sum));
+  }
+  return largest;
+}
+
+double largest_finite(const View& v) {
+  double largest = 0;
+  for (int64_t i = 0; i < v.count(); ++i)
+    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) largest = std::max(largest, x);
+  return largest;
+}
+
+}  // namespace
+
+Tensors Call::tensors() const {
+  Tensors t;
+  for (const auto& [name, array] : arrays) t[name] = array.view();
+  return t;
+}
+
+std::string Call::text() const {
+  std::string ports;
+  for (const std::string& port : optional_ports) ports += "+" + port;
+  return fmt::format("{} {}{}{} {}", sizes.text(), name_of(kv_type), layout == Layout::kStrided ? " strided" : "",
+                     ports, to_string(spec));
+}
+
+Tensors Outputs::tensors() const {
+  Tensors t;
+  for (const auto& [name, array] : arrays) t[name] = array.view();
+  return t;
+}
+
+bool Suite::has_option(std::string_view name) const {
+  for (const Option& option : entry_.options)
+    if (option.name == name) return true;
+  return false;
+}
+
+bool Suite::has_port(std::string_view name) const {
+  for (const Port& port : entry_.in)
+    if (port.name == name) return true;
+  return false;
+}
+
+Spec Suite::spec(std::initializer_list<std::pair<std::string_view, std::string>> options) const {
+  Spec s{std::string(entry_.name), {}};
+  for (const auto& [name, value] : options)
+    if (has_option(name)) s.set(name, value);
+  return s;
+}
+
+// Every option at a few values of its range, alone and with `causal`.
+std::vector<Spec> Suite::option_grid(const Sizes& sizes) {
+  std::vector<Spec> grid = {spec({})};
+  for (const Option& option : entry_.options) {
+    std::vector<std::string> values;
+    auto number = [&](double x) {
+      if (x >= option.min && x <= option.max) values.push_back(fmt::format("{}", x));
+    };
+    if (option.type == OptionType::kFlag) values = {"true", "false"};
+    if (option.type == OptionType::kInteger)
+      for (int64_t x : {int64_t{1}, int64_t{7}, sizes.tk / 2 + 1, sizes.tk + 3}) number(static_cast<double>(x));
+    if (option.type == OptionType::kReal)
+      for (double x : {0.3, 5.0}) number(x);
+    for (const std::string& value : values) {
+      grid.push_back(spec({{option.name, value}}));
+      if (option.name != "causal" && has_option("causal"))
+        grid.push_back(spec({{"causal", "true"}, {option.name, value}}));
+    }
+  }
+  if (has_option("window") && has_option("sinks"))
+    for (const auto& [window, sinks] : {std::pair{"5", "2"}, {"64", "4"}, {"1", "1"}})
+      grid.push_back(spec({{"causal", "true"}, {"window", window}, {"sinks", sinks}, {"prefix", "3"}}));
+  return grid;
+}
+
+Call Suite::make_call(const Sizes& sizes, const Spec& spec, DType kv_type, Layout layout,
+                      std::set<std::string, std::less<>> optional_ports) {
+  Call call{sizes, registry_.complete(spec), layout, kv_type, std::move(optional_ports), {}};
+  call.spec = spec;
+  for (const Port& port : entry_.in) {
+    if (port.name != "v" && !port.required && !call.optional_ports.contains(port.name)) continue;
+    int rank = 0;
+    const Shape shape = shape_of(port.shape, sizes, rank);
+    DType type = DType::kF32;
+    if (port.types.starts_with("i32")) type = DType::kI32;
+    if (port.name == "k" || port.name == "v") type = kv_type;
+    auto& array = call.arrays.emplace(port.name, Guarded(type, rank, shape, layout)).first->second;
+    // Dot products of deviation 2 after the scale: weights neither flat nor one-hot.
+    fill(array.view(), port.name, sizes, port.name == "q" ? 2.0 : 1.0, random_);
+  }
+  return call;
+}
+
+Outputs Suite::outputs(const Call& call) const {
+  Outputs out;
+  for (const Port& port : entry_.out) {
+    int rank = 0;
+    const Shape shape = shape_of(port.shape, call.sizes, rank);
+    out.arrays.emplace(port.name, Guarded(DType::kF32, rank, shape, call.layout));
+  }
+  return out;
+}
+
+void Suite::forward(const Call& call, const Tensors& in, const Outputs& out, int threads) {
+  Context context(threads);
+  context.isa = isa_;
+  registry_.make<Operator>(call.spec)->forward(in, out.tensors(), Form::kAny, context);
+}
+
+Outputs Suite::result(const Call& call, int threads) {
+  Outputs out = outputs(call);
+  forward(call, call.tensors(), out, threads);
+  return out;
+}
+
+std::string Suite::compare_bits(const Outputs& a, const Outputs& b) {
+  for (const auto& [name, array] : a.arrays) {
+    const View &x = array.view(), &y = b.arrays.find(name)->second.view();
+    if (const int64_t at = first_difference(x, y); at >= 0)
+      return fmt::format("{}[{}]: {} and {} differ in bits", name, at, value_at(x, at), value_at(y, at));
+  }
+  return {};
+}
+
+std::string Suite::compare_with_reference(const Call& call, const Outputs& out) {
+  const auto reference = entry_.reference(registry_.complete(call.spec));
+  const Tensors in = call.tensors();
+  Tensors expected;
+  std::map<std::string, Array, std::less<>> storage;
+  for (const auto& [name, spec] : reference->infer(in)) {
+    auto& array = storage.emplace(name, make_array(spec.type, spec.rank, spec.shape)).first->second;
+    expected[name] = array.view;
+  }
+  Context context(1);
+  reference->forward(in, expected, Form::kAny, context);
+
+  const Spec complete = registry_.complete(call.spec);
+  const double scale = has_option("scale") && complete.real("scale") != 0
+                           ? std::abs(complete.real("scale"))
+                           : 1 / std::sqrt(static_cast<double>(call.sizes.d));
+  auto array = [&](std::string_view name) { return call.arrays.find(name)->second.view(); };
+  const bound::SoftmaxNorms norms{.keys = call.sizes.tk,
+                                  .d = call.sizes.d,
+                                  .query = largest_norm(array("q")),
+                                  .key = largest_norm(array("k")),
+                                  .value = largest_finite(array("v")),
+                                  .scale = scale,
+                                  .bias = call.arrays.contains("bias") ? largest_finite(array("bias")) : 0,
+                                  .softcap = has_option("softcap") ? complete.real("softcap") : 0};
+  for (const auto& [name, guarded] : out.arrays) {
+    if (!guarded.intact()) return fmt::format("{}: memory outside its elements was written", name);
+    const double limit = name == "lse" ? bound::softmax_lse(norms) : bound::softmax(norms);
+    const View &got = guarded.view(), &want = storage.find(name)->second.view;
+    double worst = 0;
+    std::string failure;
+    for (int64_t i = 0; i < got.count(); ++i) {
+      const double x = value_at(got, i), y = value_at(want, i);
+      if (std::isnan(x) && std::isnan(y)) continue;
+      const double error = x == y ? 0 : std::abs(x - y);
+      if (error <= limit || error <= worst) continue;
+      if (!std::isnan(error)) worst = error;
+      failure = fmt::format("{}[{}]: got {}, want {}, bound {:.3g}", name, i, x, y, limit);
+    }
+    if (!failure.empty()) return failure;
+  }
+  return {};
+}
+
+void Suite::record(std::string_view property, const std::string& shape, const std::function<std::string()>& body) {
+  context_.throw_if_stopped();
+  const std::string name = fmt::format("{}/{}/{}/{}", entry_.name, name_of(isa_), property, shape);
+  std::string failure;
+  try {
+    failure = body();
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::kCancelled) throw;
+    failure = e.what();
+  }
+  if (failure.empty()) {
+    ++report_.passed;
+  } else {
+    report_.failures.push_back({name, fmt::format("{} (seed {})", failure, seed_)});
+  }
+}
+
+void Suite::run() {
+  check_reference();
+  check_threads();
+  check_batch();
+  check_future();
+  check_hidden_nan();
+  check_chunks();
+  check_limits();
+  check_key_views();
+  check_refusals();
+}
+
+}  // namespace attend::conformance
+
+namespace attend {
+
+ConformanceReport check_conformance(const Registry& registry, const ConformanceOptions& options, Context& context) {
+  std::vector<const Entry*> entries;
+  for (const std::string& name : options.names) entries.push_back(&registry.at(name));
+  if (entries.empty()) entries = registry.entries();
+  ConformanceReport report;
+  int64_t done = 0;
+  const int64_t total = static_cast<int64_t>(entries.size()) * kIsaCount;
+  for (const Entry* entry : entries)
+    for (const IsaInfo& info : isa_list()) {
+      if (context.progress) context.progress->update(entry->name, done++, total);
+      const std::string name = fmt::format("{}/{}", entry->name, name_of(info.isa));
+      if (entry->kind != Kind::kMechanism) {
+        if (info.isa == Isa::kAvx2)
+          report.skipped.push_back(
+              {std::string(entry->name), fmt::format("a {} has no operator", name_of(entry->kind))});
+      } else if (!info.usable) {
+        report.skipped.push_back({name, info.why_not});
+      } else {
+        conformance::Suite(registry, *entry, info.isa, options.seed, context, report).run();
+      }
+    }
+  if (context.progress) context.progress->update("", total, total);
+  return report;
+}
+
+}  // namespace attend

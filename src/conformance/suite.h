@@ -1,0 +1,74 @@
+#pragma once
+// One entry under test on one instruction set: builds calls, runs properties, records cases.
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "attend/conformance/conformance.h"
+#include "conformance/arrays.h"
+
+namespace attend::conformance {
+
+// Inputs of one call, by port.
+struct Call {
+  Sizes sizes;
+  Spec spec;
+  Layout layout = Layout::kDense;
+  DType kv_type = DType::kF32;
+  std::set<std::string, std::less<>> optional_ports;
+  std::map<std::string, Guarded, std::less<>> arrays;
+
+  Tensors tensors() const;
+  std::string text() const;
+};
+
+struct Outputs {
+  std::map<std::string, Guarded, std::less<>> arrays;
+  Tensors tensors() const;
+};
+
+class Suite {
+ public:
+  Suite(const Registry& registry, const Entry& entry, Isa isa, uint64_t seed, Context& context,
+        ConformanceReport& report)
+      : registry_(registry), entry_(entry), isa_(isa), random_(seed), seed_(seed), context_(context), report_(report) {}
+
+  void run();
+
+ private:
+  void check_reference();
+  void check_threads();
+  void check_batch();
+  void check_future();
+  void check_hidden_nan();
+  void check_chunks();
+  void check_limits();
+  void check_key_views();
+  void check_refusals();
+
+  bool has_option(std::string_view name) const;
+  bool has_port(std::string_view name) const;
+  Spec spec(std::initializer_list<std::pair<std::string_view, std::string>> options) const;
+  std::vector<Spec> option_grid(const Sizes& sizes);
+  Call make_call(const Sizes& sizes, const Spec& spec, DType kv_type, Layout layout,
+                 std::set<std::string, std::less<>> optional_ports);
+  Outputs outputs(const Call& call) const;
+  void forward(const Call& call, const Tensors& in, const Outputs& out, int threads);
+  Outputs result(const Call& call, int threads = 1);
+  // Empty if `out` is within the bound of the reference, everything is written and no guard is broken.
+  std::string compare_with_reference(const Call& call, const Outputs& out);
+  static std::string compare_bits(const Outputs& a, const Outputs& b);
+  // Runs one case; what `body` returns is the failure, empty for a pass.
+  void record(std::string_view property, const std::string& shape, const std::function<std::string()>& body);
+
+  const Registry& registry_;
+  const Entry& entry_;
+  Isa isa_;
+  Random random_;
+  uint64_t seed_;
+  Context& context_;
+  ConformanceReport& report_;
+};
+
+}  // namespace attend::conformance
