@@ -32,9 +32,9 @@ struct Span {
 struct Union {
   Span a{kStripCols, 0}, b{kStripCols, 0};
 
-  void add(const ColumnRanges& r, int shift) {
-    if (r.a0 < r.a1) widen(a, r.a0 + shift, r.a1 + shift);
-    if (r.b0 < r.b1) widen(b, r.b0 + shift, r.b1 + shift);
+  void add(const ColumnRanges& r) {
+    if (r.a0 < r.a1) widen(a, r.a0, r.a1);
+    if (r.b0 < r.b1) widen(b, r.b0, r.b1);
   }
   void add(const Union& u) {
     if (!u.a.empty()) widen(a, u.a.begin, u.a.end);
@@ -68,14 +68,12 @@ class Split {
         values_(reinterpret_cast<float*>(job.scratch + layout_.values)),
         positions_(reinterpret_cast<int32_t*>(job.scratch + layout_.positions)),
         padded_(padded_dv(job.dv)) {
-    const int64_t first = job.k_position ? job.k_position[0] : job.first_position;
-    dense_ = !job.k_position || job.k_position[job.cols - 1] - first == job.cols - 1;
-    shift_ = dense_ ? static_cast<int>(first % 16) : 0;
+    dense_ = !job.k_position || job.k_position[job.cols - 1] - job.k_position[0] == job.cols - 1;
     one_block_ = rows_ <= kBlockRows;
     pack_values_ = rows_ >= kPackValuesRows ? job.v_type != DType::kF32 || job.dv % 16 != 0 : job.dv % 16 != 0;
     if (job.hook)
       for (int c = 0; c < kStripCols; ++c) {
-        const int j = std::clamp(c - shift_, 0, job.cols - 1);
+        const int j = std::min(c, job.cols - 1);
         positions_[c] = job.k_position ? job.k_position[j] : static_cast<int32_t>(job.first_position + j);
       }
   }
@@ -92,8 +90,7 @@ class Split {
     Union groups[kBlockRows / kGroupRows], all;
     const int group_count = (count + kGroupRows - 1) / kGroupRows;
     for (int g = 0; g < group_count; ++g) {
-      for (int r = g * kGroupRows; r < std::min(count, (g + 1) * kGroupRows); ++r)
-        groups[g].add(visible(first + r), shift_);
+      for (int r = g * kGroupRows; r < std::min(count, (g + 1) * kGroupRows); ++r) groups[g].add(visible(first + r));
       all.add(groups[g]);
       groups[g].close();
     }
@@ -136,9 +133,9 @@ class Split {
     float* to = panels_ + (one_block_ ? 0 : panel * job_.d * kPanelCols);
     if (!one_block_ && (packed_panels_ >> panel & 1)) return to;
     packed_panels_ |= uint64_t{1} << panel;
-    const int begin = static_cast<int>(panel * kPanelCols) - shift_, end = begin + static_cast<int>(kPanelCols);
-    if (begin < 0 || end > job_.cols) std::fill_n(to, job_.d * kPanelCols, 0.0f);
-    each_run(std::max(begin, 0), std::min(end, job_.cols), [&](const KeyRun& run, int64_t row, int col, int count) {
+    const int begin = static_cast<int>(panel * kPanelCols), end = begin + static_cast<int>(kPanelCols);
+    if (end > job_.cols) std::fill_n(to, job_.d * kPanelCols, 0.0f);
+    each_run(begin, std::min(end, job_.cols), [&](const KeyRun& run, int64_t row, int col, int count) {
       typed(job_.k_type, run.k,
             [&](const auto* k) { pack_keys(k + row * run.k_stride, run.k_stride, count, job_.d, to + (col - begin)); });
     });
@@ -213,8 +210,8 @@ class Split {
     if (job_.bias) {
       const float* bias =
           job_.bias + row / job_.tokens * job_.bias_head_stride + row % job_.tokens * job_.bias_token_stride;
-      add_bias(s + shift_, bias, v.a0, v.a1);
-      add_bias(s + shift_, bias, v.b0, v.b1);
+      add_bias(s, bias, v.a0, v.a1);
+      add_bias(s, bias, v.b0, v.b1);
     }
     Vec top = hn::Set(d, kNegInf);
     for (const Span& span : spans) {
@@ -258,7 +255,7 @@ class Split {
 
   void hide(float* s, const Span& span, const ColumnRanges& v) const {
     int from = span.begin;
-    for (const Span& seen : {Span{v.a0 + shift_, v.a1 + shift_}, Span{v.b0 + shift_, v.b1 + shift_}}) {
+    for (const Span& seen : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) {
       if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
       std::fill(s + from, s + std::max(from, seen.begin), kNegInf);
       from = std::min(seen.end, span.end);
@@ -266,7 +263,8 @@ class Split {
     std::fill(s + from, s + span.end, kNegInf);
   }
 
-  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs.
+  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes
+  // nothing, so it does not matter at which position column 0 stands.
   static float total(const Vec* lanes) {
     alignas(64) float x[16];
     for (int i = 0; i < 16 / kLanes; ++i) hn::Store(lanes[i], F32(), x + i * kLanes);
@@ -287,7 +285,7 @@ class Split {
 
   void weighted_values(int first, int rows, const float* p, const Union& seen) {
     for (const Span& span : {seen.a, seen.b})
-      if (!span.empty()) add_span(first, rows, p, span.begin - shift_, span.end - shift_);
+      if (!span.empty()) add_span(first, rows, p, span.begin, span.end);
     if (all_finite(first, rows)) return;
     // A value that is not finite must not reach rows that hide its key: add key by key what each row sees.
     for (int r = 0; r < rows; ++r) {
@@ -296,7 +294,7 @@ class Split {
       const float* weights = p + static_cast<int64_t>(r) * kStripCols;
       for (const Span& range : {Span{v.a0, v.a1}, Span{v.b0, v.b1}})
         for (int c = range.begin; c < range.end; ++c)
-          if (std::bit_cast<uint32_t>(weights[c + shift_]) != 0x80000000u) add_span(first + r, 1, weights, c, c + 1);
+          if (std::bit_cast<uint32_t>(weights[c]) != 0x80000000u) add_span(first + r, 1, weights, c, c + 1);
     }
   }
 
@@ -315,13 +313,12 @@ class Split {
   void add_span(int first, int rows, const float* p, int begin, int end) {
     if (pack_values_) {
       pack(begin, end);
-      add_columns(first, rows, p + begin + shift_, values_ + begin * padded_, padded_, end - begin);
+      add_columns(first, rows, p + begin, values_ + begin * padded_, padded_, end - begin);
       return;
     }
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.v_type, run.v, [&](const auto* v) {
-        add_columns(first, rows, p + col + shift_, v + row * run.v_stride, run.v_stride, count);
-      });
+      typed(job_.v_type, run.v,
+            [&](const auto* v) { add_columns(first, rows, p + col, v + row * run.v_stride, run.v_stride, count); });
     });
   }
 
@@ -376,7 +373,6 @@ class Split {
   float *strip_, *panels_, *values_;
   int32_t* positions_;
   int64_t padded_;
-  int shift_ = 0;
   bool dense_ = true, one_block_ = false, pack_values_ = false;
   uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;

@@ -6,11 +6,9 @@
 
 namespace attend::split_layout {
 
-inline constexpr int kGroupRows = 6;      // rows of a micro-kernel: 6 x 4 accumulators of the 32 registers
-inline constexpr int kBlockRows = 24;     // rows whose scores are live at once: 24 x 576 x 4 = 55 KB of L2
-inline constexpr int kMaxPanelCols = 64;  // 4 vectors of 16 lanes
-// A split's columns start at lane position % 16, so 512 of them reach up to 527; whole panels of 64.
-inline constexpr int kStripCols = 576;
+inline constexpr int kGroupRows = 6;   // rows of a micro-kernel: 6 x 4 accumulators of the 32 registers
+inline constexpr int kBlockRows = 24;  // rows whose scores are live at once: 24 x 512 x 4 = 49 KB of L2
+inline constexpr int kStripCols = kSplitPositions;
 
 struct Layout {
   int64_t strip, panels, values, positions, bytes;  // offsets

@@ -6,7 +6,7 @@
 //
 // over the visible columns j, with s = bias + cap(hook(scale * q . k)). Results of a row depend on its own query and on
 // the keys it sees, by position, and on nothing else: neither on the other rows, nor on the slots of the keys, nor on
-// keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by position.
+// keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by position mod 16.
 #include <cstdint>
 #include <span>
 
