@@ -1,0 +1,145 @@
+#include "attend/report/page.h"
+
+#include <fmt/format.h>
+
+namespace attend {
+namespace {
+
+constexpr std::string_view kStyle = R"css(
+:root { color-scheme: light dark;
+  --page: #fcfcfb; --raised: #ffffff; --ink: #16181d; --soft: #5d6470; --rule: #e4e5e8; --axis: #b9bdc4;
+  --s0: #2a78d6; --s1: #eb6834; --s2: #1baf7a; --s3: #c98500; --s4: #d6568b; --s5: #008300; --s6: #6a56c9;
+  --s7: #c93c3c; }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #15171b; --raised: #1c1f24; --ink: #eceef2; --soft: #a3aab6; --rule: #30343b; --axis: #555b66;
+  --s0: #5598e7; --s1: #f08a5d; --s2: #35c892; --s3: #e5ae3c; --s4: #ec8fb3; --s5: #55b355; --s6: #9c8df0;
+  --s7: #ef7676; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+main { max-width: 980px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0; letter-spacing: -0.01em; }
+h2 { font-size: 18px; margin: 40px 0 8px; }
+p { margin: 10px 0; max-width: 76ch; }
+.subtitle, .caption { color: var(--soft); margin-top: 6px; }
+.caption { font-size: 13px; margin: 2px 0 4px; }
+pre { background: var(--raised); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px;
+  overflow-x: auto; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
+.scroll { overflow-x: auto; margin: 20px 0; background: var(--raised); border: 1px solid var(--rule);
+  border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 14px; text-align: right; white-space: nowrap; }
+th { font-weight: 500; font-size: 13px; color: var(--soft); border-bottom: 1px solid var(--rule); }
+th[title] { text-decoration: underline dotted var(--axis); text-underline-offset: 4px; cursor: help; }
+tbody tr + tr td { border-top: 1px solid var(--rule); }
+td b { font-weight: 650; }
+.left { text-align: left; }
+td.left { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
+.chart { position: relative; margin: 20px 0; padding: 16px 18px 10px; background: var(--raised);
+  border: 1px solid var(--rule); border-radius: 8px; }
+figcaption { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 6px 0 2px; font-size: 13px; color: var(--soft); }
+.legend span { display: inline-flex; align-items: center; gap: 6px; }
+.key { width: 14px; height: 3px; border-radius: 2px; display: inline-block; background: currentColor; }
+svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.axis { stroke: var(--axis); stroke-width: 1; }
+.tick { fill: var(--soft); font-variant-numeric: tabular-nums; }
+.label, .name { fill: var(--ink); }
+.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+.point { fill: currentColor; stroke: var(--raised); stroke-width: 2; }
+.s0 { color: var(--s0); } .s1 { color: var(--s1); } .s2 { color: var(--s2); } .s3 { color: var(--s3); }
+.s4 { color: var(--s4); } .s5 { color: var(--s5); } .s6 { color: var(--s6); } .s7 { color: var(--s7); }
+.cursor { stroke: var(--axis); stroke-width: 1; visibility: hidden; }
+.tip { position: absolute; pointer-events: none; visibility: hidden; background: var(--page); color: var(--ink);
+  border: 1px solid var(--rule); border-radius: 6px; padding: 6px 10px; font-size: 12px; white-space: nowrap;
+  box-shadow: 0 2px 10px rgb(0 0 0 / 15%); font-variant-numeric: tabular-nums; }
+.tip i { margin-right: 6px; vertical-align: middle; }
+footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
+)css";
+
+// Under the pointer, a line through the chart and each series' value there.
+constexpr std::string_view kScript = R"js(
+for (const figure of document.querySelectorAll('.chart')) {
+  const svg = figure.querySelector('svg');
+  const series = [...svg.querySelectorAll('.line')].map(path => ({
+    name: path.dataset.name, kind: path.classList[1],
+    values: path.dataset.values.trim().split(' ').filter(Boolean).map(v => v.split(',').map(Number)) }))
+    .filter(s => s.values.length);
+  if (!series.length) continue;
+  const cursor = document.createElementNS('http://www.w3.org/2000/svg', 'line');
+  cursor.setAttribute('class', 'cursor');
+  cursor.setAttribute('y1', 14);
+  cursor.setAttribute('y2', svg.viewBox.baseVal.height - 46);
+  svg.append(cursor);
+  const tip = document.createElement('div');
+  tip.className = 'tip';
+  figure.append(tip);
+  const nearest = (values, x) => {
+    let low = 0, high = values.length - 1;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (values[middle][2] <= x) low = middle; else high = middle;
+    }
+    return x - values[low][2] < values[high][2] - x ? values[low] : values[high];
+  };
+  svg.addEventListener('pointermove', event => {
+    const box = svg.getBoundingClientRect();
+    const x = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
+    const at = nearest(series[0].values, x);
+    cursor.setAttribute('x1', at[2]);
+    cursor.setAttribute('x2', at[2]);
+    tip.replaceChildren(Object.assign(document.createElement('div'), { textContent: at[0].toLocaleString('en') }));
+    for (const s of series) {
+      const row = document.createElement('div'), key = document.createElement('i');
+      key.className = 'key ' + s.kind;
+      row.append(key, s.name + '  ' + nearest(s.values, at[2])[1].toPrecision(3));
+      tip.append(row);
+    }
+    const left = event.clientX - figure.getBoundingClientRect().left;
+    const flip = left > box.width / 2;
+    tip.style.left = flip ? 'auto' : left + 16 + 'px';
+    tip.style.right = flip ? figure.clientWidth - left + 16 + 'px' : 'auto';
+    tip.style.top = event.clientY - figure.getBoundingClientRect().top + 12 + 'px';
+    cursor.style.visibility = tip.style.visibility = 'visible';
+  });
+  svg.addEventListener('pointerleave', () => { cursor.style.visibility = tip.style.visibility = 'hidden'; });
+}
+)js";
+
+}  // namespace
+
+Page::Page(std::string title, std::string subtitle) : title_(std::move(title)), subtitle_(std::move(subtitle)) {}
+
+void Page::heading(const std::string& text) {
+  body_ += fmt::format("<h2>{}</h2>\n", escape_html(text));
+}
+
+void Page::text(const std::string& paragraph) {
+  body_ += fmt::format("<p>{}</p>\n", escape_html(paragraph));
+}
+
+void Page::preformatted(const std::string& lines) {
+  body_ += fmt::format("<pre>{}</pre>\n", escape_html(lines));
+}
+
+void Page::table(const Table& table) {
+  body_ += table.html();
+}
+
+void Page::chart(const Chart& chart) {
+  body_ += chart_html(chart);
+}
+
+std::string Page::html() const {
+  return fmt::format(
+      "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+      "script-src 'unsafe-inline'\">\n"
+      "<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n<p class=\"subtitle\">{2}</p>\n"
+      "{3}</main>\n<script>{4}</script>\n</body>\n</html>\n",
+      escape_html(title_), kStyle, escape_html(subtitle_), body_, kScript);
+}
+
+}  // namespace attend

@@ -1,0 +1,116 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "attend/report/page.h"
+#include "attend/tensor/error.h"
+
+namespace attend {
+namespace {
+
+size_t count(const std::string& text, const std::string& what) {
+  size_t n = 0;
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += what.size()) ++n;
+  return n;
+}
+
+TEST(Table, AlignsColumnsByCharacters) {
+  Table table({{.title = "policy", .left = true}, {.title = "nll"}});
+  table.row({"softmax", {"1.5", 1.5}});
+  table.row(
+      {"gr\xc3\xb6\xc3\x9f"
+       "er",
+       {"12.25", 12.25}});
+  EXPECT_EQ(table.text(),
+            "policy     nll\nsoftmax    1.5\ngr\xc3\xb6\xc3\x9f"
+            "er   12.25\n");
+  EXPECT_THROW(table.row({"one"}), Error);
+}
+
+TEST(Table, BestValuesStandOut) {
+  Table table({{.title = "a", .better = Better::kLower}, {.title = "b", .better = Better::kHigher}, {.title = "c"}});
+  table.row({{"1", 1}, {"1", 1}, {"1", 1}});
+  table.row({{"2", 2}, {"2", 2}, {"2", 2}});
+  table.row({{"-", NAN}, "-", "-"});
+  EXPECT_EQ(count(table.html(), "<b>"), 2u);
+  EXPECT_NE(table.html().find("<td><b>1</b></td><td>1</td><td>1</td>"), std::string::npos);
+  EXPECT_NE(table.html().find("<td>2</td><td><b>2</b></td><td>2</td>"), std::string::npos);
+  EXPECT_EQ(count(table.text(true), "\x1b[1m"), 2u);
+  EXPECT_EQ(count(table.text(), "\x1b"), 0u);
+}
+
+TEST(Table, ControlCharactersStayOut) {
+  Table table({{.title = "a\x1b[31m", .left = true}});
+  table.row({"b\r\n\x07"});
+  EXPECT_EQ(count(table.text(), "\x1b") + count(table.text(), "\r") + count(table.text(), "\x07"), 0u);
+  EXPECT_EQ(count(table.text(), "\n"), 2u);
+}
+
+TEST(Text, WritesNumbersAndBytesShort) {
+  EXPECT_EQ(bytes_text(999), "999 B");
+  EXPECT_EQ(bytes_text(1000), "1.00 kB");
+  EXPECT_EQ(bytes_text(12'345'678), "12.3 MB");
+  EXPECT_EQ(bytes_text(999'999'999), "1.00 GB");
+  EXPECT_EQ(number_text(0), "0");
+  EXPECT_EQ(number_text(0.012345), "0.0123");
+  EXPECT_EQ(number_text(45.61), "45.6");
+  EXPECT_EQ(number_text(1234.4), "1234");
+  EXPECT_EQ(number_text(1.24e-6), "1.2e-06");
+  EXPECT_EQ(number_text(NAN), "-");
+}
+
+TEST(Chart, TicksAreRoundAndInside) {
+  EXPECT_EQ(axis_ticks(0, 10, 5, false), (std::vector<double>{0, 2, 4, 6, 8, 10}));
+  EXPECT_EQ(axis_ticks(1, 1000, 5, true), (std::vector<double>{1, 10, 100, 1000}));
+  EXPECT_EQ(axis_ticks(3, 40, 8, true), (std::vector<double>{5, 10, 20}));
+  EXPECT_TRUE(axis_ticks(1, 1, 5, false).empty());
+  EXPECT_TRUE(axis_ticks(NAN, 1, 5, false).empty());
+  for (const double high : {1e-12, 0.3, 7.0, 1e15}) {
+    const auto ticks = axis_ticks(-high, high, 6, false);
+    EXPECT_GE(ticks.size(), 3u);
+    EXPECT_LE(ticks.size(), 14u);
+  }
+}
+
+TEST(Chart, LeavesOutWhatCantBeDrawn) {
+  const double inf = std::numeric_limits<double>::infinity();
+  Chart chart{
+      .title = "t",
+      .x_label = "x",
+      .y_label = "y",
+      .log_x = true,
+      .series = {
+          {"line", {{1, 1}, {2, NAN}, {-1, 2}, {4, inf}, {8, 2}, {9, 3}}}, {"point", {{0, 1}}, true}, {"empty", {}}}};
+  const std::string html = chart_html(chart);
+  EXPECT_EQ(count(html, "nan") + count(html, "inf"), 0u);
+  EXPECT_EQ(count(html, "<circle"), 0u);
+  EXPECT_EQ(count(html, "M"), 2u);  // two strokes
+  EXPECT_NE(chart_html({}).find("no data"), std::string::npos);
+}
+
+TEST(Page, EscapesEverythingAndLoadsNothing) {
+  const std::string evil = "<script>alert('&')</script>\"\x01\xff";
+  Page page(evil, evil);
+  page.heading(evil);
+  page.text(evil);
+  page.preformatted(evil);
+  Table table({{.title = evil, .help = evil}});
+  table.row({evil});
+  page.table(table);
+  page.chart({.title = evil,
+              .x_label = evil,
+              .y_label = evil,
+              .series = {{evil, {{1, 1}, {2, 2}}}, {evil, {{1, 1}}, true}},
+              .caption = evil});
+  const std::string html = page.html();
+  EXPECT_EQ(count(html, "<script"), 1u);
+  EXPECT_EQ(count(html, "alert('"), 0u);
+  EXPECT_EQ(count(html, "\x01") + count(html, "\xff"), 0u);
+  for (const char* loads : {"src=", "href=", "url(", "@import", "fetch(", "https://"})
+    EXPECT_EQ(count(html, loads), 0u);
+  EXPECT_EQ(count(html, "http://"), 1u);  // the name of SVG's namespace
+}
+
+}  // namespace
+}  // namespace attend
