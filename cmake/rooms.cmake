@@ -16,7 +16,7 @@ function(attend_room name)
   target_compile_features(${target} PUBLIC cxx_std_20)
   target_include_directories(
     ${target}
-    PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>
+    PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
     PRIVATE ${PROJECT_SOURCE_DIR}/src)
   # Score hooks are vectorised in the file that defines them: its users need these flags too. Without contraction one
   # expression has one result in every loop that the compiler makes of it.
@@ -24,5 +24,6 @@ function(attend_room name)
   foreach(room IN LISTS ROOM_DEPENDS)
     target_link_libraries(${target} PUBLIC attend_${room})
   endforeach()
-  target_link_libraries(${target} PRIVATE attend_warnings OpenMP::OpenMP_CXX fmt::fmt ${ROOM_PRIVATE})
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:attend_warnings> OpenMP::OpenMP_CXX fmt::fmt ${ROOM_PRIVATE})
+  set_property(GLOBAL APPEND PROPERTY ATTEND_ROOMS ${target})
 endfunction()
