@@ -106,6 +106,8 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
 }
 
 Session::~Session() = default;
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
 
 void Session::check(std::span<const int32_t> ids) const {
   const int64_t n = static_cast<int64_t>(ids.size());

@@ -150,6 +150,22 @@ ATTEND_INLINE double log_sum_exp(const float* x, int64_t n) {
   return static_cast<double>(high) + std::log(fold(lane));
 }
 
+ATTEND_INLINE double divergence_term(float x, double x_lse, float y, double y_lse) {
+  const double lp = x - x_lse;
+  return static_cast<double>(fast_exp(static_cast<float>(lp))) * (lp - (y - y_lse));
+}
+
+ATTEND_INLINE double divergence(const float* x, double x_lse, const float* y, double y_lse, int64_t n) {
+  double lane[kLanes] = {};
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) lane[l] += divergence_term(x[i + l], x_lse, y[i + l], y_lse);
+  }
+  for (int64_t i = whole; i < n; ++i) lane[i - whole] += divergence_term(x[i], x_lse, y[i], y_lse);
+  return fold(lane);
+}
+
 ATTEND_INLINE int64_t largest(const float* x, int64_t n) {
   const float high = largest_value(x, n);
   for (int64_t i = 0; i < n; ++i)
@@ -160,25 +176,28 @@ ATTEND_INLINE int64_t largest(const float* x, int64_t n) {
 #undef ATTEND_INLINE
 
 // One copy of every body for a target.
-#define ATTEND_ROW_OPS(NAME, TARGET, NARROW)                                                                      \
-  struct NAME {                                                                                                   \
-    TARGET static void norm(const float* x, const float* w, int64_t n, double e, float* y) {                      \
-      rms_norm(x, w, n, e, y);                                                                                    \
-    }                                                                                                             \
-    TARGET static void silu(float* g, const float* u, int64_t n) { silu_multiply(g, u, n); }                      \
-    TARGET static void gelu(float* g, const float* u, int64_t n) { gelu_multiply(g, u, n); }                      \
-    TARGET static void sum(float* x, const float* y, int64_t n) { add(x, y, n); }                                 \
-    TARGET static void times(float* x, float f, int64_t n) { scale(x, f, n); }                                    \
-    TARGET static void pairs(float* x, const float* c, const float* s, int64_t n) { rotate_pairs(x, c, s, n); }   \
-    TARGET static void halves(float* x, const float* c, const float* s, int64_t n) { rotate_halves(x, c, s, n); } \
-    TARGET static void store(const float* x, int64_t n, DType t, void* out) { NARROW(x, n, t, out); }             \
-    TARGET static void angles(const double* cp, const double* sp, const double* cq, const double* sq, int64_t n,  \
-                              float* c, float* s) {                                                               \
-      add_angles(cp, sp, cq, sq, n, c, s);                                                                        \
-    }                                                                                                             \
-    TARGET static double lse(const float* x, int64_t n) { return log_sum_exp(x, n); }                             \
-    TARGET static int64_t argmax(const float* x, int64_t n) { return largest(x, n); }                             \
-    static constexpr RowOps table = {norm, silu, gelu, sum, times, pairs, halves, store, angles, lse, argmax};    \
+#define ATTEND_ROW_OPS(NAME, TARGET, NARROW)                                                                       \
+  struct NAME {                                                                                                    \
+    TARGET static void norm(const float* x, const float* w, int64_t n, double e, float* y) {                       \
+      rms_norm(x, w, n, e, y);                                                                                     \
+    }                                                                                                              \
+    TARGET static void silu(float* g, const float* u, int64_t n) { silu_multiply(g, u, n); }                       \
+    TARGET static void gelu(float* g, const float* u, int64_t n) { gelu_multiply(g, u, n); }                       \
+    TARGET static void sum(float* x, const float* y, int64_t n) { add(x, y, n); }                                  \
+    TARGET static void times(float* x, float f, int64_t n) { scale(x, f, n); }                                     \
+    TARGET static void pairs(float* x, const float* c, const float* s, int64_t n) { rotate_pairs(x, c, s, n); }    \
+    TARGET static void halves(float* x, const float* c, const float* s, int64_t n) { rotate_halves(x, c, s, n); }  \
+    TARGET static void store(const float* x, int64_t n, DType t, void* out) { NARROW(x, n, t, out); }              \
+    TARGET static void angles(const double* cp, const double* sp, const double* cq, const double* sq, int64_t n,   \
+                              float* c, float* s) {                                                                \
+      add_angles(cp, sp, cq, sq, n, c, s);                                                                         \
+    }                                                                                                              \
+    TARGET static double lse(const float* x, int64_t n) { return log_sum_exp(x, n); }                              \
+    TARGET static double kl(const float* x, double a, const float* y, double b, int64_t n) {                       \
+      return divergence(x, a, y, b, n);                                                                            \
+    }                                                                                                              \
+    TARGET static int64_t argmax(const float* x, int64_t n) { return largest(x, n); }                              \
+    static constexpr RowOps table = {norm, silu, gelu, sum, times, pairs, halves, store, angles, lse, kl, argmax}; \
   }
 
 #if defined(__x86_64__)

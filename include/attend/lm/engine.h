@@ -42,6 +42,8 @@ class Session {
   Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
           int64_t context = 0);
   ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
 
   // Appends `ids` in steps of at most `chunk` tokens; results don't depend on it. Retentions act as if the prompt ended
   // here. Throws Error(kArgument) for an empty prompt, an id outside the vocabulary, or tokens beyond the context,

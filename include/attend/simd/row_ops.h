@@ -25,8 +25,11 @@ struct RowOps {
   // Cosines and sines of p + q from those of p and q, in double, stored as f32.
   void (*add_angles)(const double* cosine_p, const double* sine_p, const double* cosine_q, const double* sine_q,
                      int64_t n, float* cosine, float* sine);
-  // ln of the sum of exp(x), and the index of the largest x (the lowest among equals). Not finite if an x is not.
+  // ln of the sum of exp(x). Not finite if an x is not.
   double (*log_sum_exp)(const float* x, int64_t n);
+  // KL(p || q) in nats of p = exp(x - x_lse) and q = exp(y - y_lse).
+  double (*divergence)(const float* x, double x_lse, const float* y, double y_lse, int64_t n);
+  // Index of the largest x, the lowest among equals.
   int64_t (*largest)(const float* x, int64_t n);
 };
 

@@ -1,0 +1,46 @@
+#pragma once
+// The comparison protocol: the same tokens under several policies, each against the exact run.
+//
+// The first part of a text is the prompt, prefilled under the policy; the rest is forced one token a step under it. The
+// first forced token is predicted by the prefill's last row. Exact means the same compute mode, store and codec with
+// nothing dropped; it runs in lockstep, outside of every timed span.
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attend/lm/engine.h"
+
+namespace attend {
+
+struct CompareOptions {
+  int64_t prompt = 0;   // tokens; 0: floor(3n/4)
+  int64_t chunk = 512;  // prompt tokens a step
+  int64_t context = 0;  // most tokens a session may hold; 0: the model's own
+};
+
+struct PolicyResult {
+  std::string policy;                // shortest form
+  double prefill_s = 0;              // seconds
+  double decode_tps = 0;             // forced tokens a second; 0 if none was timed
+  int64_t kv_bytes = 0;              // most that the store held while decoding
+  double bytes_read = 0;             // bytes of visible keys and values a token, mean
+  double nll = 0, kl = 0;            // nats, means over the forced tokens; kl = KL(exact || policy)
+  double top1 = 0;                   // share of tokens whose most likely token is that of the exact run
+  std::vector<float> nll_at, kl_at;  // of each forced token
+};
+
+struct Comparison {
+  int64_t tokens = 0, prompt = 0;
+  std::vector<float> exact_nll_at;  // of each forced token, under the first policy's codec
+  std::vector<PolicyResult> rows;   // in the order of the policies
+};
+
+// At most 8 policies. Cost: a run of each policy and one exact run a codec. One row of logits a run is live.
+// Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what Session throws.
+Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
+                            std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
+                            Context& context);
+
+}  // namespace attend

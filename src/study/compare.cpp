@@ -1,0 +1,160 @@
+#include "attend/study/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "attend/simd/isa.h"
+#include "attend/simd/row_ops.h"
+#include "attend/tensor/error.h"
+
+namespace attend {
+namespace {
+
+constexpr size_t kMostPolicies = 8;  // each and its exact run hold a row of logits: 16 at most
+
+using Clock = std::chrono::steady_clock;
+
+double seconds(Clock::duration span) {
+  return std::chrono::duration<double>(span).count();
+}
+
+struct Run {
+  Session session;
+  std::vector<float> first;  // logits after the prompt
+  std::span<const float> logits;
+  double lse = 0;
+  int64_t top = 0;
+  Clock::duration prefill{}, decode{};
+};
+
+// The context without its progress: a step's own would speak of one run only.
+struct Quiet {
+  explicit Quiet(Context& c) : context(c), progress(std::exchange(c.progress, nullptr)) {}
+  ~Quiet() { context.progress = progress; }
+  Quiet(const Quiet&) = delete;
+  Context& context;
+  Progress* progress;
+};
+
+void prefill(Run& run, std::span<const int32_t> ids, int64_t chunk, Context& context) {
+  const Clock::time_point begin = Clock::now();
+  run.session.prefill(
+      ids, chunk, Outputs::kLast,
+      [&](int64_t, const View& logits) { run.first.assign(logits.as<float>(), logits.as<float>() + logits.shape[1]); },
+      context);
+  run.prefill = Clock::now() - begin;
+  run.logits = run.first;
+}
+
+void step(Run& run, int32_t id, Context& context) {
+  const Clock::time_point begin = Clock::now();
+  run.logits = run.session.decode(id, context);
+  run.decode += Clock::now() - begin;
+  run.first = {};
+}
+
+}  // namespace
+
+Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
+                            std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
+                            Context& context) {
+  const int64_t n = static_cast<int64_t>(ids.size());
+  if (policies.empty() || policies.size() > kMostPolicies)
+    throw Error(ErrorKind::kArgument, "compare", "policies", std::to_string(policies.size()),
+                fmt::format("must be 1 to {}", kMostPolicies));
+  const int64_t prompt = options.prompt > 0 ? options.prompt : n * 3 / 4;
+  if (prompt < 1 || prompt >= n)
+    throw Error(ErrorKind::kArgument, "compare", "tokens", std::to_string(n),
+                prompt >= n && options.prompt > 0 ? fmt::format("a prompt of {} leaves none to force", prompt)
+                                                  : "must be at least 2");
+
+  std::vector<std::string> exact_names;
+  std::vector<size_t> exact_of;
+  std::vector<Policy> exact_policies;
+  Comparison result{.tokens = n, .prompt = prompt, .exact_nll_at = {}, .rows = {}};
+  for (const Policy& policy : policies) {
+    const Policy exact = exact_policy(policy, registry);
+    const std::string name = to_string(exact, registry);
+    const auto found = std::find(exact_names.begin(), exact_names.end(), name);
+    exact_of.push_back(static_cast<size_t>(found - exact_names.begin()));
+    if (found == exact_names.end()) {
+      exact_names.push_back(name);
+      exact_policies.push_back(exact);
+    }
+    result.rows.push_back({});
+    result.rows.back().policy = to_string(policy, registry);
+  }
+  std::vector<Run> exact, runs;
+  exact.reserve(exact_policies.size());
+  runs.reserve(policies.size());
+  auto open = [&](const Policy& policy) { return Run{Session(model, policy, registry, options.context), {}, {}}; };
+  for (const Policy& policy : exact_policies) exact.push_back(open(policy));
+  for (const Policy& policy : policies) runs.push_back(open(policy));
+
+  const int64_t total = static_cast<int64_t>(runs.size() + exact.size()) * prompt;
+  int64_t done = 0;
+  const std::span<const int32_t> first = ids.first(static_cast<size_t>(prompt));
+  for (std::vector<Run>* group : {&runs, &exact})
+    for (Run& run : *group) {
+      if (context.progress) context.progress->update("reading the prompt", done, total);
+      const Quiet quiet(context);
+      prefill(run, first, options.chunk, context);
+      done += prompt;
+    }
+
+  const RowOps& ops = row_ops(active_isa(context));
+  const int64_t vocabulary = model->graph().vocabulary;
+  auto measure = [&](Run& run) {
+    run.lse = ops.log_sum_exp(run.logits.data(), vocabulary);
+    run.top = ops.largest(run.logits.data(), vocabulary);
+  };
+  for (int64_t j = prompt; j < n; ++j) {
+    const int32_t id = ids[static_cast<size_t>(j)];
+    if (id < 0 || id >= vocabulary)
+      throw Error(ErrorKind::kArgument, "compare", "token id", std::to_string(id),
+                  fmt::format("the vocabulary has 0 to {}", vocabulary - 1));
+    for (Run& run : exact) measure(run);
+    for (size_t p = 0; p < runs.size(); ++p) {
+      Run& run = runs[p];
+      const Run& truth = exact[exact_of[p]];
+      PolicyResult& row = result.rows[p];
+      measure(run);
+      row.nll_at.push_back(static_cast<float>(run.lse - run.logits[static_cast<size_t>(id)]));
+      row.kl_at.push_back(
+          static_cast<float>(ops.divergence(truth.logits.data(), truth.lse, run.logits.data(), run.lse, vocabulary)));
+      row.top1 += run.top == truth.top;
+      row.kv_bytes = std::max(row.kv_bytes, run.session.bytes());
+    }
+    result.exact_nll_at.push_back(static_cast<float>(exact[0].lse - exact[0].logits[static_cast<size_t>(id)]));
+    if (context.progress) context.progress->update("forcing tokens", j + 1 - prompt, n - prompt);
+    if (j + 1 == n) break;
+    const Quiet quiet(context);
+    for (size_t p = 0; p < runs.size(); ++p) {
+      result.rows[p].bytes_read += static_cast<double>(runs[p].session.bytes_read_next());
+      step(runs[p], id, context);
+    }
+    for (Run& run : exact) step(run, id, context);
+  }
+
+  const double forced = static_cast<double>(n - prompt);
+  for (size_t p = 0; p < runs.size(); ++p) {
+    PolicyResult& row = result.rows[p];
+    for (float x : row.nll_at) row.nll += x / forced;
+    for (float x : row.kl_at) row.kl += x / forced;
+    row.top1 /= forced;
+    row.prefill_s = seconds(runs[p].prefill);
+    if (n - prompt > 1) {
+      row.decode_tps = (forced - 1) / seconds(runs[p].decode);
+      row.bytes_read /= forced - 1;
+    } else {
+      row.bytes_read = static_cast<double>(runs[p].session.bytes_read_next());
+    }
+    row.kv_bytes = std::max(row.kv_bytes, runs[p].session.bytes());
+  }
+  return result;
+}
+
+}  // namespace attend
