@@ -38,7 +38,7 @@ tsan: setup  ## kernels and parsers under TSan
 	@scripts/tsan.sh
 
 peers-model: build  ## build llama.cpp from its package, compare with it, write docs/performance.md
-	@scripts/peers_model.sh
+	@scripts/peers_model.py $(PEERS)
 
 onnx-cases: build  ## run the ONNX reference's attention cases through attend apply
 	@scripts/onnx_cases.sh

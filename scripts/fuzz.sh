@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
-scripts/build.sh fuzz
+scripts/build.sh fuzz fuzzers
 
 passed=0 failed=0
 for fuzzer in build/fuzz/fuzz/*_fuzzer; do

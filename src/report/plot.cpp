@@ -100,6 +100,9 @@ class Drawing {
     return out_ + "</svg>";
   }
 
+  // After svg(): every scatter has its name beside it, so that no legend is needed.
+  bool named_all() const { return named_all_; }
+
  private:
   void axes() {
     for (const double tick : axis_ticks(y_.low, y_.high, 5, y_.logarithmic)) {
@@ -182,7 +185,10 @@ class Drawing {
         break;
       }
     }
-    if (!chosen) return;  // the legend has it
+    if (!chosen) {
+      named_all_ = false;
+      return;
+    }
     taken_.push_back(chosen->box);
     out_ += fmt::format("<text class=\"name\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", chosen->x,
                         chosen->y, chosen->anchor, escape_html(series.name));
@@ -191,6 +197,7 @@ class Drawing {
   const Chart& chart_;
   Axis x_, y_;
   std::vector<Box> taken_;
+  bool named_all_ = true;
   std::string out_;
 };
 
@@ -224,8 +231,11 @@ std::vector<double> axis_ticks(double low, double high, int wanted, bool logarit
 }
 
 std::string chart_html(const Chart& chart) {
+  Drawing drawing(chart);
+  const std::string svg = drawing.svg();
   std::string legend;
-  if (chart.series.size() > 1) {
+  const bool named = std::all_of(chart.series.begin(), chart.series.end(), [](const Series& s) { return s.points; });
+  if (chart.series.size() > 1 && !(named && drawing.named_all())) {
     legend = "<div class=\"legend\">";
     for (size_t i = 0; i < chart.series.size(); ++i) {
       legend +=
@@ -236,7 +246,7 @@ std::string chart_html(const Chart& chart) {
   const std::string caption =
       chart.caption.empty() ? "" : fmt::format("<p class=\"caption\">{}</p>\n", escape_html(chart.caption));
   return fmt::format("<figure class=\"chart\">\n<figcaption>{}</figcaption>\n{}{}{}\n</figure>\n",
-                     escape_html(chart.title), caption, legend, Drawing(chart).svg());
+                     escape_html(chart.title), caption, legend, svg);
 }
 
 }  // namespace attend
