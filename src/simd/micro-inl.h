@@ -54,8 +54,16 @@ HWY_INLINE Vec load_f32(const BF16* p) {
   return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, &p->bits))));
 }
 
-// acc[r, 0..N*lanes) += sum_j p[r, j] v[j, ..], ascending j.
-template <int kRows, int kCols, class T>
+// Rows are too short for hardware prefetchers to see a stream: this many bytes further on are asked for in time.
+inline constexpr int64_t kAheadBytes = 8192;
+
+template <class T>
+HWY_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(p, 0, 3);
+}
+
+// acc[r, 0..N*lanes) += sum_j p[r, j] v[j, ..], ascending j. kAhead: values come from memory and are prefetched.
+template <int kRows, int kCols, bool kAhead, class T>
 HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const T* HWY_RESTRICT values,
                            int64_t v_stride, int64_t count, float* HWY_RESTRICT out, int64_t out_stride) {
   const F32 d;
@@ -64,7 +72,12 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const 
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = kAheadBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t j = 0; j < count; ++j) {
+    if constexpr (kAhead)
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < kCols * kLanes; c += kLine) prefetch(values + j * v_stride + ahead + c);
     Vec b[kCols];
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) b[v] = load_f32(values + j * v_stride + v * kLanes);
@@ -81,22 +94,6 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const 
     for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
 }
 
-// Four keys at a time, four elements at a time: loads rows, transposes, stores columns.
-template <class T>
-HWY_INLINE auto load_four(const T* p) {
-  const hn::Full128<float> d;
-  if constexpr (std::is_same_v<T, float>) {
-    return hn::LoadU(d, p);
-  } else if constexpr (std::is_same_v<T, F16>) {
-    const hn::Rebind<hwy::float16_t, decltype(d)> d16;
-    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
-  } else {
-    const hn::Rebind<uint16_t, decltype(d)> d16;
-    const hn::RebindToUnsigned<decltype(d)> du;
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, &p->bits))));
-  }
-}
-
 HWY_INLINE float scalar_f32(float x) {
   return x;
 }
@@ -107,35 +104,99 @@ HWY_INLINE float scalar_f32(BF16 x) {
   return to_f32(x);
 }
 
+// 16 bytes of each fourth row: block g of the result comes from row 4 g.
+template <class T>
+HWY_INLINE hn::Vec<hn::Repartition<uint8_t, F32>> load_blocks(const T* p, int64_t stride) {
+#if HWY_TARGET == HWY_AVX2
+  auto at = [&](int64_t g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * g * stride)); };
+  return {_mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1)};
+#elif HWY_TARGET == HWY_AVX3
+  auto at = [&](int64_t g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * g * stride)); };
+  __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
+  v = _mm512_inserti32x4(v, at(2), 2);
+  return {_mm512_inserti32x4(v, at(3), 3)};
+#else
+  return hn::LoadU(hn::Repartition<uint8_t, F32>(), reinterpret_cast<const uint8_t*>(p));
+#endif
+}
+
+// Columns [0, lanes) of elements [k, k + 16 bytes): rows become lanes, in f32.
+template <class T>
+HWY_INLINE void transpose_block(const T* rows, int64_t stride, float* HWY_RESTRICT to, int64_t to_stride) {
+  const F32 d;
+  const hn::Repartition<uint16_t, F32> d16;
+  const hn::RebindToUnsigned<F32> d32;
+  const hn::Repartition<uint64_t, F32> d64;
+  const auto r0 = load_blocks(rows, stride), r1 = load_blocks(rows + stride, stride),
+             r2 = load_blocks(rows + 2 * stride, stride), r3 = load_blocks(rows + 3 * stride, stride);
+  if constexpr (std::is_same_v<T, float>) {
+    auto store_pair = [&](auto low, auto high, float* at) {
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, low), hn::BitCast(d64, high))), d, at);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, low), hn::BitCast(d64, high))), d,
+                 at + to_stride);
+    };
+    const auto f0 = hn::BitCast(d, r0), f1 = hn::BitCast(d, r1), f2 = hn::BitCast(d, r2), f3 = hn::BitCast(d, r3);
+    store_pair(hn::InterleaveLower(d, f0, f1), hn::InterleaveLower(d, f2, f3), to);
+    store_pair(hn::InterleaveUpper(d, f0, f1), hn::InterleaveUpper(d, f2, f3), to + 2 * to_stride);
+  } else {
+    // `pair` holds, in each 128-bit block, four keys of one element and then four keys of the next.
+    auto store_pair = [&](auto pair, float* at) {
+      if constexpr (std::is_same_v<T, BF16>) {
+        const auto words = hn::BitCast(d16, pair), zero = hn::Zero(d16);
+        hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d16, zero, words)), d, at);
+        hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d16, zero, words)), d, at + to_stride);
+      } else {
+        const hn::Repartition<hwy::float16_t, F32> df16;
+        const auto even = hn::ConcatEven(d64, hn::BitCast(d64, pair), hn::BitCast(d64, pair));
+        const auto odd = hn::ConcatOdd(d64, hn::BitCast(d64, pair), hn::BitCast(d64, pair));
+        hn::StoreU(hn::PromoteTo(d, hn::LowerHalf(hn::BitCast(df16, even))), d, at);
+        hn::StoreU(hn::PromoteTo(d, hn::LowerHalf(hn::BitCast(df16, odd))), d, at + to_stride);
+      }
+    };
+    auto words = [&](auto v) { return hn::BitCast(d16, v); };
+    auto pairs = [&](auto v) { return hn::BitCast(d32, v); };
+    const auto a = pairs(hn::InterleaveLower(d16, words(r0), words(r1))),
+               b = pairs(hn::InterleaveLower(d16, words(r2), words(r3))),
+               e = pairs(hn::InterleaveUpper(d16, words(r0), words(r1))),
+               f = pairs(hn::InterleaveUpper(d16, words(r2), words(r3)));
+    store_pair(hn::InterleaveLower(d32, a, b), to);
+    store_pair(hn::InterleaveUpper(d32, a, b), to + 2 * to_stride);
+    store_pair(hn::InterleaveLower(d32, e, f), to + 4 * to_stride);
+    store_pair(hn::InterleaveUpper(d32, e, f), to + 6 * to_stride);
+  }
+}
+
+// panel[k, c] = keys[c, k] for the `kLanes` keys from `keys` on.
+template <class T>
+HWY_INLINE void pack_lanes(const T* HWY_RESTRICT keys, int64_t stride, int64_t d_count, float* HWY_RESTRICT panel,
+                           int64_t panel_stride) {
+  constexpr int64_t kStep = 16 / static_cast<int64_t>(sizeof(T));
+  int64_t k = 0;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const T* next = keys + kAheadBytes / static_cast<int64_t>(sizeof(T));
+  for (; k + kStep <= d_count; k += kStep) {
+    // 1/4 of the lines of these rows a step.
+    for (int64_t r = 0; r < kLanes / (kLine / kStep); ++r, next += kLine) prefetch(next);
+    transpose_block(keys + k, stride, panel + k * panel_stride, panel_stride);
+  }
+  for (; k < d_count; ++k)
+    for (int64_t c = 0; c < kLanes; ++c) panel[k * panel_stride + c] = scalar_f32(keys[c * stride + k]);
+}
+
 // panel[k, c] = keys[c, k] for c < count: a transpose, in f32.
 template <class T>
 HWY_NOINLINE void pack_keys(const T* HWY_RESTRICT keys, int64_t stride, int64_t count, int64_t d_count,
                             float* HWY_RESTRICT panel) {
-  const hn::Full128<float> d;
-  const hn::RepartitionToWide<decltype(d)> dw;
   int64_t c = 0;
-  for (; c + 4 <= count; c += 4) {
-    const T *k0 = keys + c * stride, *k1 = k0 + stride, *k2 = k1 + stride, *k3 = k2 + stride;
-    int64_t k = 0;
-    for (; k + 4 <= d_count; k += 4) {
-      const auto r0 = load_four(k0 + k), r1 = load_four(k1 + k), r2 = load_four(k2 + k), r3 = load_four(k3 + k);
-      const auto a = hn::BitCast(dw, hn::InterleaveLower(d, r0, r1)),
-                 b = hn::BitCast(dw, hn::InterleaveLower(d, r2, r3));
-      const auto e = hn::BitCast(dw, hn::InterleaveUpper(d, r0, r1)),
-                 f = hn::BitCast(dw, hn::InterleaveUpper(d, r2, r3));
-      float* to = panel + k * kPanelCols + c;
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dw, a, b)), d, to);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dw, a, b)), d, to + kPanelCols);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dw, e, f)), d, to + 2 * kPanelCols);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dw, e, f)), d, to + 3 * kPanelCols);
-    }
-    for (; k < d_count; ++k) {
-      float* to = panel + k * kPanelCols + c;
-      to[0] = scalar_f32(k0[k]), to[1] = scalar_f32(k1[k]), to[2] = scalar_f32(k2[k]), to[3] = scalar_f32(k3[k]);
-    }
-  }
-  for (; c < count; ++c)
-    for (int64_t k = 0; k < d_count; ++k) panel[k * kPanelCols + c] = scalar_f32(keys[c * stride + k]);
+  for (; c + kLanes <= count; c += kLanes) pack_lanes(keys + c * stride, stride, d_count, panel + c, kPanelCols);
+  if (c == count) return;
+  // The last few keys through copies with room around them.
+  T rows[kLanes * 512];
+  float lanes[kLanes * 512];
+  for (int64_t r = 0; r < kLanes; ++r)
+    std::copy_n(keys + (c + std::min(r, count - c - 1)) * stride, d_count, rows + r * d_count);
+  pack_lanes(rows, d_count, d_count, lanes, kLanes);
+  for (int64_t k = 0; k < d_count; ++k) std::copy_n(lanes + k * kLanes, count - c, panel + k * kPanelCols + c);
 }
 
 // Rows of values as f32, padded with zeros to `padded` elements.

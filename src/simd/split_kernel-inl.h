@@ -313,12 +313,13 @@ class Split {
   void add_span(int first, int rows, const float* p, int begin, int end) {
     if (pack_values_) {
       pack(begin, end);
-      add_columns(first, rows, p + begin, values_ + begin * padded_, padded_, end - begin);
+      add_columns<false>(first, rows, p + begin, values_ + begin * padded_, padded_, end - begin);
       return;
     }
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.v_type, run.v,
-            [&](const auto* v) { add_columns(first, rows, p + col, v + row * run.v_stride, run.v_stride, count); });
+      typed(job_.v_type, run.v, [&](const auto* v) {
+        add_columns<true>(first, rows, p + col, v + row * run.v_stride, run.v_stride, count);
+      });
     });
   }
 
@@ -336,32 +337,33 @@ class Split {
     }
   }
 
-  template <class T>
+  template <bool kAhead, class T>
   void add_columns(int first, int rows, const float* p, const T* v, int64_t v_stride, int count) {
     int64_t c = 0;
-    for (; c + kPanelCols <= padded_; c += kPanelCols) add_rows<kVecs>(first, rows, p, v + c, v_stride, count, c);
+    for (; c + kPanelCols <= padded_; c += kPanelCols)
+      add_rows<kVecs, kAhead>(first, rows, p, v + c, v_stride, count, c);
     if constexpr (kVecs == 4)
-      if (c + 2 * kLanes <= padded_) add_rows<2>(first, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
-    for (; c < padded_; c += kLanes) add_rows<1>(first, rows, p, v + c, v_stride, count, c);
+      if (c + 2 * kLanes <= padded_) add_rows<2, kAhead>(first, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
+    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(first, rows, p, v + c, v_stride, count, c);
   }
 
-  template <int kCols, class T>
+  template <int kCols, bool kAhead, class T>
   void add_rows(int first, int rows, const float* p, const T* v, int64_t v_stride, int count, int64_t c) {
     float* out = acc_row(first) + c;
     const int64_t stride = job_.acc_stride;
     switch (rows) {
       case 6:
-        return add_values<6, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<6, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
       case 5:
-        return add_values<5, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<5, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
       case 4:
-        return add_values<4, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<4, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
       case 3:
-        return add_values<3, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<3, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
       case 2:
-        return add_values<2, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<2, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
       default:
-        return add_values<1, kCols>(p, kStripCols, v, v_stride, count, out, stride);
+        return add_values<1, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, stride);
     }
   }
 

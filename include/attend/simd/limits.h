@@ -1,0 +1,22 @@
+#pragma once
+// Loops that run at the machine's own limits, for benchmarks to measure against.
+#include <cstdint>
+
+#include "attend/tensor/isa.h"
+
+namespace attend {
+
+struct LimitKernels {
+  // `rounds` times 2 * lanes * 24 flops of independent fused multiply-adds; returns a value that depends on them.
+  float (*multiply_add)(int64_t rounds) noexcept;
+  int64_t flops_per_round;
+  // exp of each element in place, by the exp that attention uses.
+  void (*exponential)(float* x, int64_t count) noexcept;
+  // Reads all bytes (a multiple of 1024) once and returns a value that depends on them.
+  uint64_t (*read)(const void* data, int64_t bytes) noexcept;
+};
+
+// Throws Error(kUnsupported) if this build has no kernels for it.
+const LimitKernels& limit_kernels(Isa isa);
+
+}  // namespace attend

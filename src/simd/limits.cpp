@@ -1,0 +1,17 @@
+#include "attend/simd/limits.h"
+
+#include "attend/tensor/error.h"
+
+namespace attend {
+
+extern const LimitKernels kLimitsAvx2, kLimitsAvx512;
+
+const LimitKernels& limit_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2) return kLimitsAvx2;
+  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kLimitsAvx512;
+#endif
+  throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no limit kernels yet");
+}
+
+}  // namespace attend
