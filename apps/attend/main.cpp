@@ -17,6 +17,7 @@ const std::vector<CommandGroup>& commands() {
   static const std::vector<CommandGroup> all = {
       {"Read and write text with a model",
        {
+           &kTokenize,
            &kModels,
            &kPull,
        }},
