@@ -84,8 +84,8 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
   std::byte* x_int8 = activations(int8_bytes + (f32 ? t * k * 4 : 0));
   std::byte* x_f32 = x_int8 + int8_bytes;
 
-  // Few rows: units of about 64 KB of weights. Many: two panels by a block of rows whose activations stay in the second
-  // cache.
+  // Few rows: units of 64 KB of weights or more, a dozen for each thread. Many: two panels by a block of rows whose
+  // activations stay in the second cache.
   constexpr int64_t kUnitBytes = 64 << 10, kRowBlock = 192;
   std::vector<Part> parts(w.size());
   int64_t units = 0, work = 0;
@@ -96,7 +96,8 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
     part.panels = (w[i]->n - 1) / kPanelRows + 1;
     const int64_t width = part.int8 ? kernels.int8_width : kernels.f32_width;
     part.rows_a_unit = kRowBlock / width * width;
-    part.panels_a_unit = t > width ? 2 : std::max<int64_t>(2, kUnitBytes / panel_bytes(w[i]->type, k) / 2 * 2);
+    const int64_t unit_bytes = std::max(kUnitBytes, w[i]->bytes() / (12 * context.threads));
+    part.panels_a_unit = t > width ? 2 : std::max<int64_t>(2, unit_bytes / panel_bytes(w[i]->type, k) / 2 * 2);
     part.units = ((part.panels - 1) / part.panels_a_unit + 1) * ((t - 1) / part.rows_a_unit + 1);
     units += part.units;
     work += w[i]->n * k;
