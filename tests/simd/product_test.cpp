@@ -148,7 +148,8 @@ TEST_P(ProductTest, OneRowHasTheBitsOfManyWhateverTheThreadsAndInstructionSet) {
     }
     for (const Isa isa : usable_isas()) {
       for (const int threads : {1, 2, 3}) {
-        for (const int64_t rows : {t, int64_t{1}, int64_t{3}, int64_t{6}, int64_t{64}}) {
+        for (const int64_t rows : {t, int64_t{64}, int64_t{7}, int64_t{1}}) {
+          if (rows < 64 && threads == 3) continue;  // many small steps of more threads than cores take long
           Context context = context_of(isa, threads);
           SCOPED_TRACE(describe(c, rows, context));
           std::vector<float> y(first.size(), kNaN);
