@@ -17,6 +17,9 @@ const std::vector<CommandGroup>& commands() {
   static const std::vector<CommandGroup> all = {
       {"Read and write text with a model",
        {
+           &kRun,
+           &kCompare,
+           &kScore,
            &kTokenize,
            &kModels,
            &kPull,

@@ -1,0 +1,167 @@
+#include "attend/study/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <thread>
+
+#include "attend/report/page.h"
+#include "attend/report/table.h"
+#include "attend/simd/isa.h"
+#include "json.h"
+#include "model_options.h"
+#include "terminal.h"
+
+namespace attend::app {
+namespace {
+
+struct CompareCommand {
+  ModelOptions model;
+  std::string text, policies, html;
+  int64_t prompt = 0;
+  bool json = false;
+};
+
+Table result_table(const Comparison& comparison) {
+  Table table({{.title = "policy", .left = true},
+               {.title = "prefill", .better = Better::kLower, .help = "seconds to read the prompt"},
+               {.title = "decode", .better = Better::kHigher, .help = "forced tokens a second"},
+               {.title = "KV held", .better = Better::kLower, .help = "most memory of keys and values while decoding"},
+               {.title = "read/token", .better = Better::kLower, .help = "keys and values that a token sees, mean"},
+               {.title = "NLL", .better = Better::kLower, .help = "mean negative log-likelihood of the text, nats"},
+               {.title = "KL", .better = Better::kLower, .help = "mean KL(exact || policy), nats"},
+               {.title = "top-1", .better = Better::kHigher, .help = "most likely token as in the exact run"}});
+  for (const PolicyResult& row : comparison.rows)
+    table.row({row.policy,
+               {fmt::format("{:.2f} s", row.prefill_s), row.prefill_s},
+               {fmt::format("{:.1f} tok/s", row.decode_tps), row.decode_tps},
+               {bytes_text(row.kv_bytes), static_cast<double>(row.kv_bytes)},
+               {bytes_text(static_cast<int64_t>(row.bytes_read)), row.bytes_read},
+               {fmt::format("{:.4f}", row.nll), row.nll},
+               {number_text(row.kl), row.kl},
+               {fmt::format("{:.1f} %", 100 * row.top1), row.top1}});
+  return table;
+}
+
+Json result_json(const Comparison& comparison, const std::string& model) {
+  Json rows = Json::array();
+  for (const PolicyResult& row : comparison.rows)
+    rows.push_back({{"policy", row.policy},
+                    {"prefill_s", row.prefill_s},
+                    {"decode_tps", row.decode_tps},
+                    {"kv_bytes", row.kv_bytes},
+                    {"bytes_read_per_token", row.bytes_read},
+                    {"nll", row.nll},
+                    {"kl", row.kl},
+                    {"top1", row.top1}});
+  return {{"model", model}, {"tokens", comparison.tokens}, {"prompt", comparison.prompt}, {"rows", rows}};
+}
+
+// Means over the last `window` tokens, at no more than 400 places.
+std::vector<std::pair<double, double>> moving_mean(const std::vector<float>& values, int64_t begin, int64_t window) {
+  std::vector<std::pair<double, double>> line;
+  const int64_t n = static_cast<int64_t>(values.size()), step = std::max<int64_t>(1, n / 400);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    sum += static_cast<double>(values[static_cast<size_t>(i)]);
+    if (i >= window) sum -= static_cast<double>(values[static_cast<size_t>(i - window)]);
+    if (i + 1 >= std::min(window, n) && (i % step == 0 || i + 1 == n))
+      line.emplace_back(static_cast<double>(begin + i), sum / static_cast<double>(std::min(window, i + 1)));
+  }
+  return line;
+}
+
+std::string page(const CompareCommand& options, const Comparison& comparison, const LanguageModel& model,
+                 const Context& context) {
+  Page page("Attention policies compared",
+            fmt::format("{} over {} tokens of {}: a prompt of {}, then {} forced tokens. {} threads, {}.",
+                        model.graph().name, comparison.tokens, options.text, comparison.prompt,
+                        comparison.tokens - comparison.prompt, context.threads, name_of(active_isa(context))));
+  page.table(result_table(comparison));
+  page.text(
+      "KL and top-1 are against an exact run in the same compute mode and codec with nothing dropped. Times are of "
+      "the policy's own run; the exact run goes in lockstep, untimed.");
+  const int64_t window = std::clamp<int64_t>((comparison.tokens - comparison.prompt) / 20, 1, 128);
+  Chart nll{.title = "Negative log-likelihood along the text",
+            .x_label = "token",
+            .y_label = "NLL, nats",
+            .series = {},
+            .caption = fmt::format("Mean of the last {} tokens; lower is better.", window)};
+  Chart kl{.title = "Distance from the exact run along the text",
+           .x_label = "token",
+           .y_label = "KL, nats",
+           .series = {},
+           .caption = fmt::format("KL(exact || policy), mean of the last {} tokens; lower is better.", window)};
+  Chart held{.title = "Quality against memory",
+             .x_label = "MB of keys and values held",
+             .y_label = "NLL, nats",
+             .series = {},
+             .caption = "Lower and further left is better."};
+  Chart read{.title = "Quality against what a token reads",
+             .x_label = "MB of keys and values a token",
+             .y_label = "KL, nats",
+             .series = {},
+             .caption = "Lower and further left is better."};
+  for (const PolicyResult& row : comparison.rows) {
+    nll.series.push_back({row.policy, moving_mean(row.nll_at, comparison.prompt, window)});
+    kl.series.push_back({row.policy, moving_mean(row.kl_at, comparison.prompt, window)});
+    held.series.push_back({row.policy, {{static_cast<double>(row.kv_bytes) / 1e6, row.nll}}, true});
+    read.series.push_back({row.policy, {{row.bytes_read / 1e6, row.kl}}, true});
+  }
+  for (const Chart* chart : {&nll, &kl, &held, &read}) page.chart(*chart);
+  page.heading("Command");
+  page.preformatted(fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}", options.model.model,
+                                options.text, options.policies, comparison.prompt));
+  return page.html();
+}
+
+int run_compare(const CompareCommand& options) {
+  ProgressBar bar;
+  Context context = make_context(options.model.threads, &bar);
+  const std::string text = require_text(read_text(options.text), options.text);
+  const std::vector<std::string> texts = split_policies(options.policies);
+  for (const std::string& policy : texts) (void)registry().policy(policy);  // before the model is loaded
+  const auto model = load_model(options.model, context);
+  std::vector<Policy> policies;
+  for (const std::string& policy : texts) policies.push_back(model_policy(policy, model->compute(), registry()));
+  const Comparison comparison = compare_policies(
+      model, model->tokenizer().encode(text), policies, registry(),
+      {.prompt = options.prompt, .chunk = options.model.chunk, .context = options.model.context}, context);
+  bar.wipe();
+  if (!options.html.empty()) write_file(options.html, page(options, comparison, *model, context));
+  if (options.json) {
+    print_json(result_json(comparison, options.model.model));
+    return 0;
+  }
+  fmt::print("{}: {} tokens, prompt {}, {} forced\n\n{}", safe_text(model->graph().name, Lines::kOne),
+             comparison.tokens, comparison.prompt, comparison.tokens - comparison.prompt,
+             result_table(comparison).text(has_colour(Stream::kOut)));
+  if (!options.html.empty()) fmt::print("\npage: {}\n", safe_text(options.html, Lines::kOne));
+  return 0;
+}
+
+}  // namespace
+
+const Command kCompare = {
+    "compare", "Run a model over a text under several attention policies, side by side: time, memory, quality.",
+    "The first part of the text is read as a prompt, the rest is forced one token a step. KL and top-1 compare with "
+    "an\n"
+    "exact run that drops nothing.\n\n"
+    "Examples:\n"
+    "  attend compare -f /usr/share/common-licenses/GPL-3 --policies \"softmax; softmax:window=1024,sinks=4\"\n"
+    "  attend compare -f text.txt --policies \"f16; bf16; softmax:window=512\" --html compare.html",
+    [](Options& options) -> std::function<int()> {
+      auto o = std::make_shared<CompareCommand>();
+      options.text("-f,--file TEXTFILE", o->text, "the text; - is standard input", true);
+      options.text("--policies POLICIES", o->policies,
+                   "policies joined by ';', each of specs joined by '+' (see attend list)", true);
+      options.integer("--prompt N", o->prompt, 1, int64_t{1} << 30,
+                      "tokens read as a prompt (default: three quarters of the text)");
+      options.text("--html OUT", o->html, "write a page with the table and charts");
+      declare_json(options, o->json);
+      declare_model_options(options, o->model);
+      return [o] { return run_compare(*o); };
+    }};
+
+}  // namespace attend::app

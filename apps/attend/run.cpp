@@ -1,0 +1,242 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <optional>
+
+#include "attend/lm/chat.h"
+#include "attend/lm/sampler.h"
+#include "attend/report/table.h"
+#include "attend/tensor/error.h"
+#include "json.h"
+#include "model_options.h"
+#include "terminal.h"
+
+namespace attend::app {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct RunOptions {
+  ModelOptions model;
+  SamplerOptions sampler;
+  std::string text, prompt, policy = "softmax";
+  std::vector<std::string> stops;
+  int64_t count = 256, seed = 0;
+  bool chat = false, ignore_end = false, json = false;
+};
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::string text;
+  int64_t prompt_tokens = 0, decoded = 0;
+  double prefill_s = 0, decode_s = 0;
+  bool full = false;   // the context ended it
+  bool ended = false;  // by an end token, which the cache then holds in a conversation
+
+  double prefill_tps() const { return prefill_s > 0 ? static_cast<double>(prompt_tokens) / prefill_s : 0; }
+  double decode_tps() const { return decode_s > 0 ? static_cast<double>(decoded) / decode_s : 0; }
+};
+
+double since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Reads the prompt, then samples until an end token, a stop string, the count or the context.
+class Generator {
+ public:
+  Generator(const RunOptions& options, const LanguageModel& model, Session& session, ProgressBar& bar, Context& context)
+      : options_(options),
+        tokenizer_(model.tokenizer()),
+        session_(session),
+        bar_(bar),
+        context_(context),
+        sampler_(options.sampler) {}
+
+  Answer answer(const std::vector<int32_t>& prompt) {
+    Answer answer;
+    answer.prompt_tokens = static_cast<int64_t>(prompt.size());
+    std::vector<float> logits;
+    Clock::time_point begin = Clock::now();
+    session_.prefill(
+        prompt, options_.model.chunk, options_.count > 0 ? Outputs::kLast : Outputs::kNone,
+        [&](int64_t, const View& row) { logits.assign(row.as<float>(), row.as<float>() + row.shape[1]); }, context_);
+    answer.prefill_s = since(begin);
+    bar_.wipe();
+    for (int32_t id : prompt) sampler_.accept(id);
+
+    Utf8Stream characters;
+    StopStrings stops(options_.stops);
+    std::span<const float> next = logits;
+    for (int64_t i = 0; i < options_.count; ++i) {
+      const int32_t id = sampler_.sample(next);
+      sampler_.accept(id);
+      answer.tokens.push_back(id);
+      const bool end = tokenizer_.is_end(id) && !options_.ignore_end;
+      if (!end) show(stops.push(characters.push(tokenizer_.piece(id, false))), answer);
+      if (stops.stopped()) break;
+      // A conversation needs the end token in the cache before the next question.
+      answer.ended = end;
+      if (end && !options_.chat) break;
+      if (session_.position() == session_.context()) {
+        answer.full = true;
+        break;
+      }
+      if (i + 1 == options_.count && !options_.chat) break;
+      begin = Clock::now();
+      next = session_.decode(id, context_);
+      answer.decode_s += since(begin);
+      ++answer.decoded;
+      if (end) break;
+    }
+    if (!stops.stopped()) show(stops.push(characters.finish()), answer);
+    show(stops.finish(), answer);
+    return answer;
+  }
+
+ private:
+  void show(const std::string& text, Answer& answer) {
+    answer.text += text;
+    if (options_.json || text.empty()) return;
+    write_out(text);
+    std::fflush(stdout);
+  }
+
+  const RunOptions& options_;
+  const Tokenizer& tokenizer_;
+  Session& session_;
+  ProgressBar& bar_;
+  Context& context_;
+  Sampler sampler_;
+};
+
+void print_summary(const Answer& answer, const Session& session) {
+  const std::string line = fmt::format(
+      "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s; keys and values {}; peak memory {}{}",
+      answer.prompt_tokens, answer.prefill_tps(), answer.tokens.size(), answer.decode_tps(),
+      bytes_text(session.bytes()), bytes_text(peak_memory()), answer.full ? "; the context is full" : "");
+  fmt::print(stderr, "{}\n", coloured(line, Colour::kDim, has_colour(Stream::kError)));
+}
+
+// The text that a model reads next in a conversation; what came before is in its cache.
+class Conversation {
+ public:
+  explicit Conversation(const LanguageModel& model)
+      : format_(model.tokenizer().chat_template(), model.graph().name), tokenizer_(model.tokenizer()) {}
+
+  std::vector<int32_t> ask(const std::string& question) {
+    const bool first = messages_.empty();
+    const std::string before = first ? "" : format_.render(messages_, false);
+    messages_.push_back({"user", question});
+    std::string text = format_.render(messages_).substr(before.size());
+    // The answer's end token may stand in the cache; the line feed after it never does.
+    if (!first) text.insert(0, ended_ ? "\n" : "<|im_end|>\n");
+    return tokenizer_.encode(text, first, true);
+  }
+
+  void answered(const Answer& answer) {
+    messages_.push_back({"assistant", answer.text});
+    ended_ = answer.ended;
+  }
+
+ private:
+  ChatFormat format_;
+  const Tokenizer& tokenizer_;
+  std::vector<ChatMessage> messages_;
+  bool ended_ = false;
+};
+
+int converse(Generator& generator, Conversation& conversation, const Session& session) {
+  const bool terminal = is_terminal(Stream::kOut);
+  if (terminal) fmt::print(stderr, "Ask something; an empty line or Ctrl-D ends.\n");
+  for (std::string line;;) {
+    if (terminal) fmt::print("{}", coloured("> ", Colour::kGreen, has_colour(Stream::kOut)));
+    std::fflush(stdout);
+    if (!std::getline(std::cin, line) || line.empty()) break;
+    const Answer answer = generator.answer(conversation.ask(line));
+    conversation.answered(answer);
+    fmt::print("\n");
+    print_summary(answer, session);
+    if (answer.full) break;
+  }
+  return interrupted() ? 128 + interrupted() : 0;
+}
+
+int run_run(const RunOptions& given, bool has_prompt) {
+  RunOptions options = given;
+  options.sampler.seed = static_cast<uint64_t>(options.seed);
+  std::string text;
+  if (!options.text.empty()) text = read_text(options.text);
+  if (!text.empty() && !text.ends_with('\n') && !options.prompt.empty()) text += '\n';
+  text += options.prompt;
+  const bool conversation = options.chat && !has_prompt && options.text.empty();
+  if (conversation && options.json) throw UsageError("--json needs a prompt (-p or -f)");
+  if (!conversation && !options.chat && !has_prompt && options.text.empty())
+    throw UsageError("give a prompt (-p PROMPT or -f TEXTFILE), or --chat for a conversation");
+  if (!conversation) text = require_text(text, options.text.empty() ? "the prompt" : options.text);
+  (void)registry().policy(options.policy);
+  (void)Sampler(options.sampler);
+
+  ProgressBar bar;
+  Context context = make_context(options.model.threads, &bar);
+  const auto model = load_model(options.model, context);
+  const Policy policy = model_policy(options.policy, model->compute(), registry());
+  Session session(model, policy, registry(), options.model.context);
+  Generator generator(options, *model, session, bar, context);
+  std::optional<Conversation> chat;
+  if (options.chat) chat.emplace(*model);
+  bar.wipe();
+  if (conversation) return converse(generator, *chat, session);
+
+  const Answer answer = generator.answer(chat ? chat->ask(text) : model->tokenizer().encode(text));
+  if (options.json) {
+    print_json({{"tokens", answer.tokens},
+                {"text", answer.text},
+                {"prompt_tokens", answer.prompt_tokens},
+                {"prefill_tps", answer.prefill_tps()},
+                {"decode_tps", answer.decode_tps()},
+                {"kv_bytes", session.bytes()},
+                {"peak_rss_bytes", peak_memory()}});
+    return 0;
+  }
+  if (!answer.text.ends_with('\n')) fmt::print("\n");
+  std::fflush(stdout);
+  print_summary(answer, session);
+  return 0;
+}
+
+}  // namespace
+
+const Command kRun = {
+    "run", "Continue a text or answer a question with a model.",
+    "The text streams to standard output; a last line on standard error tells the speed and the memory.\n\n"
+    "Examples:\n"
+    "  attend run -p \"Once upon a time\"\n"
+    "  attend run --chat -p \"Why is the sky blue?\" --temp 0.7\n"
+    "  attend run --chat\n"
+    "  attend run -f long.txt -p \"Summary:\" --policy \"softmax:window=1024,sinks=4\"",
+    [](Options& options) -> std::function<int()> {
+      auto o = std::make_shared<RunOptions>();
+      options.text("-p,--prompt PROMPT", o->prompt, "text to continue, or the question with --chat");
+      options.text("-f,--file TEXTFILE", o->text, "text before the prompt; - is standard input");
+      options.flag("--chat", o->chat, "ask in the model's chat format; without a prompt, a conversation");
+      options.integer("-n N", o->count, 0, int64_t{1} << 30, "most tokens to generate (default: 256)");
+      declare_policy(options, o->policy);
+      declare_json(options, o->json);
+      options.group("Choosing tokens");
+      options.real("--temp T", o->sampler.temperature, 0, 1e6, "temperature; 0 takes the most likely (default: 0)");
+      options.integer("--top-k K", o->sampler.top_k, 0, 1 << 30, "keep the K most likely; 0: all (default: 40)");
+      options.real("--top-p P", o->sampler.top_p, 1e-9, 1,
+                   "keep the most likely that reach P together (default: 0.95)");
+      options.real("--min-p P", o->sampler.min_p, 0, 1, "keep those at least P times the most likely (default: 0.05)");
+      options.real("--repeat-penalty R", o->sampler.repeat_penalty, 1e-6, 1e6,
+                   "make the last 64 tokens less likely; 1: off (default: 1)");
+      options.integer("--seed S", o->seed, 0, INT64_MAX, "of the random choice (default: 0)");
+      options.texts("--stop STR", o->stops, "end before this text appears; may be repeated");
+      options.flag("--ignore-eos", o->ignore_end, "go on after an end token");
+      declare_model_options(options, o->model);
+      return [o, &options] { return run_run(*o, options.given("--prompt")); };
+    }};
+
+}  // namespace attend::app
