@@ -24,7 +24,7 @@ const std::vector<CommandGroup>& commands() {
            &kModels,
            &kPull,
        }},
-      {"Attention by itself", {}},
+      {"Attention by itself", {&kList, &kInfo, &kApply, &kCheck, &kIsa}},
   };
   return all;
 }

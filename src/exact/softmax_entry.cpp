@@ -5,7 +5,7 @@
 #include "attend/exact/softmax.h"
 #include "attend/reference/softmax.h"
 #include "attend/tensor/error.h"
-#include "exact/visibility.h"
+#include "exact/problem.h"
 
 namespace attend {
 namespace {
@@ -77,11 +77,9 @@ class Softmax : public Operator {
 
   std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
     const Qkv qkv = inputs(in, 0);
-    if (qkv.q.rank != 4 || (qkv.keys.empty() && qkv.v.rank != 4))
-      throw Error(ErrorKind::kArgument, "softmax", qkv.q.rank != 4 ? "q" : "v",
-                  to_string(qkv.q.rank != 4 ? qkv.q : qkv.v), "must have 4 axes");
     if (!qkv.keys.empty())
       throw Error(ErrorKind::kArgument, "softmax", "k", "key views", "don't say Dv: give the outputs");
+    exact::check(qkv, options_, "softmax");
     const Shape& q = qkv.q.shape;
     return {{"out", {DType::kF32, 4, {q[0], q[1], q[2], qkv.v.shape[3]}}},
             {"lse", {DType::kF32, 3, {q[0], q[1], q[2]}}}};

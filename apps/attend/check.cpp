@@ -1,0 +1,60 @@
+#include <memory>
+
+#include "attend/conformance/conformance.h"
+#include "command.h"
+#include "common.h"
+#include "json.h"
+#include "terminal.h"
+
+namespace attend::app {
+namespace {
+
+struct Arguments {
+  std::vector<std::string> names;
+  int64_t threads = 0, seed = 1;
+  bool json = false;
+};
+
+Json cases_json(const std::vector<ConformanceCase>& cases) {
+  Json rows = Json::array();
+  for (const ConformanceCase& c : cases) rows.push_back({{"name", c.name}, {"why", c.detail}});
+  return rows;
+}
+
+int check(const Arguments& a) {
+  ProgressBar bar;
+  Context context = make_context(a.threads, &bar);
+  const ConformanceReport report = check_conformance(registry(), {a.names, static_cast<uint64_t>(a.seed)}, context);
+  bar.wipe();
+  if (a.json) {
+    print_json({{"passed", report.passed},
+                {"failed", report.failures.size()},
+                {"skipped", cases_json(report.skipped)},
+                {"failures", cases_json(report.failures)}});
+    return report.failures.empty() ? 0 : 1;
+  }
+  const bool colour = has_colour(Stream::kOut);
+  for (const ConformanceCase& c : report.failures)
+    fmt::print("{} {}: {}\n", coloured("failed", Colour::kRed, colour), c.name, c.detail);
+  for (const ConformanceCase& c : report.skipped)
+    fmt::print("{} {}: {}\n", coloured("skipped", Colour::kDim, colour), c.name, c.detail);
+  fmt::print("{} passed, {} failed, {} skipped\n", report.passed, report.failures.size(), report.skipped.size());
+  return report.failures.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+const Command kCheck = {"check",
+                        "Check mechanisms against their definitions on this machine, on every usable instruction set.",
+                        "A case is one mechanism on one instruction set with one shape and one property.\n\n"
+                        "Example:\n  attend check\n  attend check softmax --seed 7",
+                        [](Options& options) -> std::function<int()> {
+                          auto a = std::make_shared<Arguments>();
+                          options.texts("names NAME", a->names, "entries of attend list; all if none is given");
+                          options.integer("--seed", a->seed, 0, int64_t{1} << 62, "of the random inputs (default 1)");
+                          declare_threads(options, a->threads);
+                          declare_json(options, a->json);
+                          return [a] { return check(*a); };
+                        }};
+
+}  // namespace attend::app
