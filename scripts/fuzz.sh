@@ -12,7 +12,7 @@ for fuzzer in build/fuzz/fuzz/*_fuzzer; do
   mkdir -p "$corpus"
   seeds=()
   [ -d "fuzz/seeds/$name" ] && seeds=("fuzz/seeds/$name")
-  if "$fuzzer" "$corpus" "${seeds[@]}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -max_len=65536 \
+  if "$fuzzer" "$corpus" "${seeds[@]}" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -max_len=65536 \
     -artifact_prefix="build/fuzz/$name-" -print_final_stats=1 >"build/fuzz/$name.log" 2>&1 </dev/null; then
     passed=$((passed + 1))
     echo "fuzz: $name: $(awk '/number_of_executed_units/ {print $2}' "build/fuzz/$name.log") runs in $seconds s"

@@ -100,9 +100,10 @@ class Parser {
     }
     const auto tensors = read<uint64_t>("the header"), keys = read<uint64_t>("the header");
     constexpr uint64_t kKeyBytes = 8 + 1 + 4 + 1, kTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // the least of each
-    if (keys > kMaxKeys || keys > left() / kKeyBytes) fail(fmt::format("claims {} keys, more than fit", keys));
+    if (keys > kMaxKeys || keys > left() / kKeyBytes)
+      fail(fmt::format("is truncated or damaged: it claims {} keys, more than fit", keys));
     if (tensors > kMaxTensors || tensors > left() / kTensorBytes) {
-      fail(fmt::format("claims {} tensors, more than fit", tensors));
+      fail(fmt::format("is truncated or damaged: it claims {} tensors, more than fit", tensors));
     }
     return {tensors, keys};
   }
@@ -139,7 +140,7 @@ class Parser {
     if (value.element == GgufType::kArray) fail(fmt::format("key {} is an array of arrays", key));
     const uint64_t size = size_of(value.element);
     if (value.count > left() / (size ? size : sizeof(uint64_t))) {
-      fail(fmt::format("key {} claims {} elements, more than fit", key, value.count));
+      fail(fmt::format("is truncated or damaged: key {} claims {} elements, more than fit", key, value.count));
     }
     const uint64_t begin = at_;
     if (size) {

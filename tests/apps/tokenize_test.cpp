@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 
 #include "support/model_file.h"
 #include "support/run_app.h"
@@ -65,6 +67,21 @@ TEST_F(Tokenize, Refusals) {
   expect_failure(1, "is a directory", {"-m", "/tmp/"}, "a");
   expect_failure(1, "is not a GGUF file",
                  {"-m", std::string(ATTEND_TEST_DATA) + "/golden/gemma3-270m/tokenization.json"}, "a");
+}
+
+// A real file cut short anywhere: one line and exit code 1.
+TEST_F(Tokenize, TruncatedModels) {
+  const std::filesystem::path whole = model_file(kSmollmFile);
+  const std::filesystem::path cut = testing::TempDir() + "attend-truncated.gguf";
+  std::ifstream in(whole, std::ios::binary);
+  std::string head(3 << 20, '\0');
+  in.read(head.data(), static_cast<std::streamsize>(head.size()));
+  for (size_t bytes :
+       {size_t{1}, size_t{4}, size_t{23}, size_t{1000}, size_t{100'000}, size_t{1'769'507}, head.size()}) {
+    std::ofstream(cut, std::ios::binary).write(head.data(), static_cast<std::streamsize>(bytes));
+    expect_failure(1, "attend: [gguf] file = " + cut.string() + ", is ", {"-m", cut.string()}, "a");
+  }
+  std::filesystem::remove(cut);
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 #include "attend/lm/gguf.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
+#include <fstream>
 #include <random>
 
 #include "support/expect_error.h"
@@ -211,6 +213,54 @@ TEST(GgufHostile, Tensors) {
   parse_fails("tensor type IQ2_XXS is not supported; supported: F32, F16, BF16, Q8_0, Q4_1, Q5_0, Q4_K, Q6_K",
               with_tensor("t", 16, {256}, 0), ErrorKind::kUnsupported);
   parse_fails("tensor type number 4000000000 is not", with_tensor("t", 4000000000u, {256}, 0), ErrorKind::kUnsupported);
+}
+
+// Lets this process map some tens of MiB more and no further, so that an allocation of a claimed size fails.
+class MemoryLimit {
+ public:
+  MemoryLimit() {
+    getrlimit(RLIMIT_AS, &before_);
+    int64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    rlimit tight = before_;
+    tight.rlim_cur = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + (int64_t{64} << 20));
+    EXPECT_EQ(setrlimit(RLIMIT_AS, &tight), 0);
+  }
+  ~MemoryLimit() { setrlimit(RLIMIT_AS, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST(GgufHostile, ClaimedSizesAreNotAllocated) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers map terabytes";
+#endif
+  const std::string filler(1 << 20, 'x');  // makes counts below a million credible
+  std::vector<std::string> files;
+  for (uint64_t count : {uint64_t{1} << 16, uint64_t{1} << 20, uint64_t{1} << 36, uint64_t{1} << 60}) {
+    GgufWriter w = sample();
+    w.text("filler", filler);
+    w.extra_keys = count;
+    files.push_back(w.bytes());
+    w = sample();
+    w.text("filler", filler);
+    w.extra_tensors = count;
+    files.push_back(w.bytes());
+    for (uint32_t element : {0u, 8u, 12u}) {
+      w = sample();
+      w.raw_key("huge", 9, GgufWriter::array_head(element, count));
+      files.push_back(w.bytes());
+    }
+    w = sample();
+    w.raw_key("huge", 8, packed(count * 8));
+    files.push_back(w.bytes());
+    w = sample();
+    w.raw_tensor("huge", 0, {static_cast<int64_t>(count) * 4}, 0);
+    files.push_back(w.bytes());
+  }
+  const MemoryLimit limit;
+  for (const std::string& bytes : files) EXPECT_THROW(Gguf::parse(as_bytes(bytes), "hostile"), Error);
 }
 
 TEST(GgufHostile, TruncatedAtEveryByte) {
