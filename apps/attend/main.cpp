@@ -24,7 +24,7 @@ const std::vector<CommandGroup>& commands() {
            &kModels,
            &kPull,
        }},
-      {"Attention by itself", {&kList, &kInfo, &kApply, &kCheck, &kIsa}},
+      {"Attention by itself", {&kList, &kInfo, &kApply, &kCheck, &kBench, &kIsa}},
   };
   return all;
 }

@@ -9,17 +9,35 @@
 namespace attend {
 namespace {
 
+double scalar(DType type, const char* p) {
+  switch (type) {
+    case DType::kF32:
+      return *reinterpret_cast<const float*>(p);
+    case DType::kF64:
+      return *reinterpret_cast<const double*>(p);
+    case DType::kF16:
+      return to_f32(*reinterpret_cast<const F16*>(p));
+    case DType::kBF16:
+      return to_f32(*reinterpret_cast<const BF16*>(p));
+    case DType::kI32:
+      return *reinterpret_cast<const int32_t*>(p);
+    case DType::kI64:
+      return static_cast<double>(*reinterpret_cast<const int64_t*>(p));
+    case DType::kBool:
+      return *p != 0;
+  }
+  return 0;
+}
+
+// Axes of 1 are repeated.
 double element(const View& v, std::initializer_list<int64_t> index) {
-  View one = v;
   int axis = 0;
   int64_t offset = 0;
   for (int64_t i : index) {
     offset += v.shape[axis] == 1 ? 0 : i * v.stride[axis];
     ++axis;
   }
-  one.data = v.as<char>() + offset * size_of(v.type);
-  one.rank = 0;
-  return value_at(one, 0);
+  return scalar(v.type, v.as<char>() + offset * size_of(v.type));
 }
 
 // One batch entry's and kv head's keys, as an array or as runs.
@@ -34,8 +52,7 @@ struct KeySource {
       if (slot >= run.first_slot && slot < run.first_slot + run.count) {
         const int64_t offset = (slot - run.first_slot) * (value ? run.v_stride : run.k_stride) + c;
         const DType type = value ? runs->v_type : runs->k_type;
-        const char* base = static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type);
-        return value_at(View{const_cast<char*>(base), type}, 0);
+        return scalar(type, static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type));
       }
     return 0;
   }

@@ -1,0 +1,127 @@
+#include "bench.h"
+
+#include <fstream>
+#include <memory>
+
+#include "attend/report/table.h"
+#include "attend/simd/isa.h"
+#include "command.h"
+#include "common.h"
+#include "json.h"
+#include "terminal.h"
+
+namespace attend::app {
+namespace {
+
+struct Arguments {
+  std::string filter;
+  int64_t threads = 0;
+  bool json = false;
+};
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name")) return line.substr(std::min(line.size(), line.find(':') + 2));
+  return "unknown";
+}
+
+Json row_json(const BenchRow& row, const BenchResult& r, std::string_view isa, int threads) {
+  Json j = {
+      {"name", row.name},
+      {"spec", row.spec},
+      {"shape",
+       {{"B", row.b}, {"Hq", row.hq}, {"Hkv", row.hkv}, {"Tq", row.tq}, {"Tk", row.tk}, {"D", row.d}, {"Dv", row.dv}}},
+      {"dtype", name_of(row.kv_type)},
+      {"isa", isa},
+      {"threads", threads},
+      {"cold", row.cold},
+      {"error", r.error},
+      {"command", fmt::format("attend bench {} --threads {}", row.name, threads)}};
+  if (!r.failure.empty()) {
+    j["failure"] = r.failure;
+    return j;
+  }
+  auto spread = [](const Quartiles& q, double factor) { return Json{q.low * factor, q.high * factor}; };
+  j["ms"] = r.seconds.median * 1e3;
+  j["ms_quartiles"] = spread(r.seconds, 1e3);
+  j["gflops"] = r.flops / r.seconds.median / 1e9;
+  j["gbps"] = r.bytes / r.seconds.median / 1e9;
+  j["limit_share"] = r.share.median;
+  j["limit_share_quartiles"] = spread(r.share, 1);
+  return j;
+}
+
+int bench(const Arguments& a) {
+  ProgressBar bar;
+  Context context = make_context(a.threads, nullptr);
+  std::vector<BenchRow> rows;
+  for (BenchRow& row : bench_rows())
+    if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
+  if (rows.empty())
+    throw UsageError(fmt::format("no benchmark row's name contains \"{}\"", safe_text(a.filter, Lines::kOne)));
+
+  const std::string_view isa = name_of(active_isa(context));
+  Limits limits(context);
+  std::vector<double> flops, exps, reads;
+  for (int i = 0; i < 9; ++i) {
+    flops.push_back(limits.multiply_adds());
+    exps.push_back(limits.exponentials());
+    reads.push_back(limits.reads());
+  }
+  Json out = {{"machine",
+               {{"cpu", processor_name()},
+                {"isa", isa},
+                {"threads", context.threads},
+                {"f32_gflops", quartiles(flops).median / 1e9},
+                {"exp_gops", quartiles(exps).median / 1e9},
+                {"read_gbps", quartiles(reads).median / 1e9},
+                {"last_cache_bytes", last_cache_bytes()}}},
+              {"rows", Json::array()}};
+  Table table({{"row", true}, {"ms"}, {"quartiles"}, {"GFLOP/s"}, {"GB/s"}, {"share of limit"}, {"error"}});
+  bool failed = false;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
+    const BenchResult r = run_row(rows[i], limits, context);
+    out["rows"].push_back(row_json(rows[i], r, isa, context.threads));
+    if (!r.failure.empty()) {
+      failed = true;
+      table.row({rows[i].name, "-", "-", "-", "-", r.failure, number_text(r.error)});
+      continue;
+    }
+    table.row({rows[i].name, number_text(r.seconds.median * 1e3),
+               fmt::format("{} .. {}", number_text(r.seconds.low * 1e3), number_text(r.seconds.high * 1e3)),
+               number_text(r.flops / r.seconds.median / 1e9), number_text(r.bytes / r.seconds.median / 1e9),
+               fmt::format("{:.0f}% ({:.0f} .. {:.0f})", r.share.median * 100, r.share.low * 100, r.share.high * 100),
+               number_text(r.error)});
+  }
+  bar.wipe();
+  if (a.json) {
+    print_json(out);
+  } else {
+    fmt::print("{}, {}, {} threads: {} GFLOP/s f32, {} Gexp/s, {} GB/s read from memory\n\n{}", processor_name(), isa,
+               context.threads, number_text(quartiles(flops).median / 1e9), number_text(quartiles(exps).median / 1e9),
+               number_text(quartiles(reads).median / 1e9), table.text(has_colour(Stream::kOut)));
+    fmt::print(
+        "\nA limit is visible pairs at the f32 multiply-add rate plus one exp each, or for decode rows the bytes of "
+        "keys\n"
+        "and values at the read bandwidth of memory, whichever is longer, measured in alternation with the row.\n");
+  }
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+
+const Command kBench = {
+    "bench", "Measure kernels against this machine's own limits.",
+    "Each row first proves its result against the double-precision definition; a wrong kernel has no time.\n\n"
+    "Example:\n  attend bench exact/prefill\n  attend bench decode --json",
+    [](Options& options) -> std::function<int()> {
+      auto a = std::make_shared<Arguments>();
+      options.text("filter FILTER", a->filter, "only rows whose name contains this");
+      declare_threads(options, a->threads);
+      declare_json(options, a->json);
+      return [a] { return bench(*a); };
+    }};
+
+}  // namespace attend::app

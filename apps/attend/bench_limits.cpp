@@ -1,0 +1,87 @@
+#include <omp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "attend/simd/isa.h"
+#include "attend/simd/limits.h"
+#include "bench.h"
+
+namespace attend::app {
+namespace {
+
+// Seconds that f(thread) takes on all threads together.
+template <class F>
+double timed(int threads, F f) {
+  double seconds = 0;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp barrier
+    const auto begin = std::chrono::steady_clock::now();
+    f(omp_get_thread_num());
+#pragma omp barrier
+#pragma omp master
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+  return seconds;
+}
+
+volatile double g_sink;  // keeps the loops' results alive
+
+}  // namespace
+
+int64_t last_cache_bytes() {
+  const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return std::max<int64_t>({l3, l2, 8 << 20});
+}
+
+Limits::Limits(Context& context) : context_(context), memory_((4 * last_cache_bytes() + 4095) / 4096 * 4096) {
+  std::memset(memory_.data(), 1, static_cast<size_t>(memory_.bytes()));
+}
+
+double Limits::multiply_adds() {
+  const LimitKernels& k = limit_kernels(active_isa(context_));
+  constexpr int64_t kRounds = 400'000;
+  const double seconds = timed(context_.threads, [&](int) { g_sink = k.multiply_add(kRounds); });
+  return static_cast<double>(k.flops_per_round) * kRounds * context_.threads / seconds;
+}
+
+double Limits::exponentials() {
+  const LimitKernels& k = limit_kernels(active_isa(context_));
+  constexpr int kCount = 4096, kRepeats = 2000;
+  std::vector<Buffer> x;
+  for (int t = 0; t < context_.threads; ++t) {
+    x.emplace_back(kCount * 4);
+    std::fill_n(x.back().as<float>(), kCount, -1.0f);
+  }
+  const double seconds = timed(context_.threads, [&](int t) {
+    for (int i = 0; i < kRepeats; ++i) k.exponential(x[static_cast<size_t>(t)].as<float>(), kCount);
+  });
+  return static_cast<double>(kCount) * kRepeats * context_.threads / seconds;
+}
+
+double Limits::reads() {
+  const LimitKernels& k = limit_kernels(active_isa(context_));
+  // A quarter of the memory a time: what was read before is out of the caches when its turn comes again.
+  const int64_t part = memory_.bytes() / 4, share = part / context_.threads / 1024 * 1024;
+  const std::byte* base = memory_.data() + next_ * part;
+  next_ = (next_ + 1) % 4;
+  const double seconds =
+      timed(context_.threads, [&](int t) { g_sink = static_cast<double>(k.read(base + t * share, share)); });
+  return static_cast<double>(share) * context_.threads / seconds;
+}
+
+Quartiles quartiles(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  auto at = [&](double q) {
+    const double x = q * static_cast<double>(values.size() - 1);
+    const size_t i = static_cast<size_t>(x);
+    const double part = x - static_cast<double>(i);
+    return values[i] * (1 - part) + values[std::min(i + 1, values.size() - 1)] * part;
+  };
+  return {at(0.25), at(0.5), at(0.75)};
+}
+
+}  // namespace attend::app

@@ -1,0 +1,172 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "attend/tensor/bound.h"
+#include "attend/tensor/error.h"
+#include "attend/tensor/npy.h"
+#include "attend/tensor/registry.h"
+#include "bench.h"
+
+namespace attend::app {
+namespace {
+
+double seconds_of(const std::function<void()>& call) {
+  const auto begin = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Visible pairs of one head, by the options that rows use.
+double visible_pairs(const BenchRow& row, const Spec& spec) {
+  const int64_t window = spec.integer("window"), sinks = spec.integer("sinks");
+  double pairs = 0;
+  for (int64_t i = 0; i < row.tq; ++i) {
+    const int64_t p = i + row.tk - row.tq, end = spec.flag("causal") ? p + 1 : row.tk;
+    pairs += static_cast<double>(window ? end - std::max<int64_t>(0, std::max(p - window + 1, sinks)) +
+                                              std::min({sinks, end, std::max<int64_t>(0, p - window + 1)})
+                                        : end);
+  }
+  return pairs;
+}
+
+void fill(const View& view, float deviation, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(65521);  // a prime: rows differ
+  for (float& x : values) x = normal(random);
+  for (int64_t i = 0; i < view.count(); ++i) {
+    const float x = values[static_cast<size_t>(i) % values.size()];
+    if (view.type == DType::kF16) {
+      view.as<F16>()[i] = to_f16(x);
+    } else if (view.type == DType::kBF16) {
+      view.as<BF16>()[i] = to_bf16(x);
+    } else {
+      view.as<float>()[i] = x;
+    }
+  }
+}
+
+struct Arrays {
+  Array q, out;
+  std::vector<Array> k, v;
+};
+
+// Largest difference from the reference over a sample of queries; throws nothing, says what is wrong.
+double sampled_error(const BenchRow& row, const Entry& entry, const Spec& spec, const Arrays& a, std::string& failure) {
+  constexpr int64_t kSample = 3;
+  std::vector<int64_t> queries;
+  for (int64_t s = 0; s < std::min(kSample, row.tq); ++s)
+    queries.push_back(row.tq == 1 ? 0 : s * (row.tq - 1) / (kSample - 1));
+  double worst = 0;
+  Context context(1);
+  for (int64_t i : queries) {
+    View q = a.q.view;
+    q.data = q.at<float>({0, 0, i});
+    q.shape[2] = 1;
+    int32_t position = static_cast<int32_t>(i + row.tk - row.tq);
+    Array want = make_array(DType::kF64, 4, {row.b, row.hq, 1, row.dv});
+    const Tensors in = {
+        {"q", q}, {"k", a.k[0].view}, {"v", a.v[0].view}, {"q_positions", dense_view(&position, DType::kI32, {1, 1})}};
+    entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
+    for (int64_t h = 0; h < row.hq; ++h)
+      for (int64_t c = 0; c < row.dv; ++c) {
+        const double error = std::abs(*a.out.view.at<float>({0, h, i, c}) - *want.view.at<double>({0, h, 0, c}));
+        if (!(error <= worst)) worst = error;
+      }
+  }
+  // Inputs are normal: |q| <= 2 * 2 sqrt(D) and |k| <= 2 sqrt(D) with all but certainty, values below 6.
+  const double root = std::sqrt(static_cast<double>(row.d));
+  const double limit =
+      bound::softmax({.keys = row.tk, .d = row.d, .query = 4 * root, .key = 2 * root, .value = 6, .scale = 1 / root});
+  if (!(worst <= limit)) failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
+  return worst;
+}
+
+}  // namespace
+
+std::vector<BenchRow> bench_rows() {
+  const std::string causal = "softmax:causal=true", full = "softmax";
+  constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16;
+  return {
+      {"exact/prefill-f32-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
+      {"exact/prefill-f32-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
+      {"exact/prefill-f32-full-d64", full, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
+      {"exact/prefill-f32-full-d128", full, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
+      {"exact/prefill-f32-causal-8x2-4k-d128", causal, 1, 8, 2, 4096, 4096, 128, 128, f32, false},
+      {"exact/prefill-f16-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f16, false},
+      {"exact/prefill-f16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f16, false},
+      {"exact/prefill-bf16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/window256-f32", causal + ",window=256", 1, 8, 8, 8192, 8192, 64, 64, f32, false},
+      {"exact/decode-f16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f16, true},
+      {"exact/decode-bf16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, bf16, true},
+      {"exact/decode-f32-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f32, true},
+      {"exact/decode-f16-8x1-32k", causal, 1, 8, 1, 1, 32768, 128, 128, f16, true},
+      {"exact/decode-f16-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f16, true},
+      {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
+      {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
+  };
+}
+
+BenchResult run_row(const BenchRow& row, Limits& limits, Context& context) {
+  const Entry& entry = registry().at(parse_spec(row.spec).name);
+  const Spec spec = registry().complete(parse_spec(row.spec));
+  const auto op = registry().make<Operator>(spec);
+  Arrays a{make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d}),
+           make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
+           {},
+           {}};
+  fill(a.q.view, 2, 1);
+  std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
+  const double kv_bytes = static_cast<double>(row.b * row.hkv * row.tk * (row.d + row.dv) * size_of(row.kv_type));
+  const int copies = row.cold ? 2 + static_cast<int>(2 * static_cast<double>(last_cache_bytes()) / kv_bytes) : 1;
+  for (int i = 0; i < copies; ++i) {
+    a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
+    a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
+    fill(a.k.back().view, 1, 2);
+    fill(a.v.back().view, 1, 3);
+  }
+  size_t turn = 0;
+  auto call = [&] {
+    const size_t i = turn++ % a.k.size();
+    op->forward({{"q", a.q.view}, {"k", a.k[i].view}, {"v", a.v[i].view}}, {{"out", a.out.view}}, Form::kAny, context);
+  };
+  call();
+  BenchResult result{};
+  const double pairs = visible_pairs(row, spec) * static_cast<double>(row.b * row.hq);
+  result.flops = pairs * 2 * static_cast<double>(row.d + row.dv);
+  result.bytes = kv_bytes;
+  result.error = sampled_error(row, entry, spec, a, result.failure);
+  if (!result.failure.empty()) return result;
+
+  // A row takes part of each of at least 9 rounds, in alternation with the limits: both see the same machine.
+  const double once = seconds_of(call);
+  const int calls = std::max(1, static_cast<int>(0.05 / once));
+  const int rounds = once > 1 ? 9 : 15;
+  std::vector<double> seconds, shares;
+  for (int round = 0; round < rounds; ++round) {
+    context.throw_if_stopped();
+    // Of two bursts the faster: what else runs on the machine must not lower the limit.
+    const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
+    const double exps = std::max(limits.exponentials(), limits.exponentials());
+    double limit = result.flops / flops + pairs / exps;
+    if (row.cold) limit = std::max(limit, result.bytes / std::max(limits.reads(), limits.reads()));
+    const double taken = seconds_of([&] {
+                           for (int i = 0; i < calls; ++i) call();
+                         }) /
+                         calls;
+    seconds.push_back(taken);
+    shares.push_back(limit / taken);
+  }
+  result.seconds = quartiles(seconds);
+  result.share = quartiles(shares);
+  if (result.share.median > 1.05)
+    result.failure =
+        fmt::format("a share of {:.2f} of the limit can't be: the benchmark is wrong here", result.share.median);
+  return result;
+}
+
+}  // namespace attend::app
