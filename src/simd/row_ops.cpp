@@ -214,9 +214,14 @@ ATTEND_INLINE int64_t largest(const float* x, int64_t n) {
 }
 
 ATTEND_ROW_OPS(RowOpsAvx2, [[gnu::target("avx2,fma,f16c")]], narrow_f16c);
-ATTEND_ROW_OPS(RowOpsAvx512,
-               [[gnu::target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")]],
+#if defined(__clang__)
+#define ATTEND_WIDE ""  // knows no such target
+#else
+#define ATTEND_WIDE ",prefer-vector-width=512"
+#endif
+ATTEND_ROW_OPS(RowOpsAvx512, [[gnu::target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" ATTEND_WIDE)]],
                narrow_f16c);
+#undef ATTEND_WIDE
 #else
 ATTEND_ROW_OPS(RowOpsPortable, , narrow);
 #endif
