@@ -92,9 +92,13 @@ void Executor::run(const op::RmsNorm& o, Step& step) {
 
 void Executor::run(const op::Product& o, Step& step) {
   step.context.throw_if_stopped();
-  for (const op::Product::Output& output : o.outputs)
-    product(model_.matrix(output.matrix), row(o.x, 0), width(o.x), row(output.y, 0), width(output.y), step.rows,
-            step.context);
+  weights_.clear(), outputs_.clear(), widths_.clear();
+  for (const op::Product::Output& output : o.outputs) {
+    weights_.push_back(&model_.matrix(output.matrix));
+    outputs_.push_back(row(output.y, 0));
+    widths_.push_back(width(output.y));
+  }
+  products(weights_, row(o.x, 0), width(o.x), outputs_, widths_, step.rows, step.context);
 }
 
 void Executor::run(const op::Rotate& o, Step& step) {

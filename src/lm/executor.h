@@ -42,6 +42,9 @@ class Executor {
   std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]
   std::vector<int32_t> positions_;
   std::vector<KeyView> keys_;
+  std::vector<const PackedWeight*> weights_;  // of one product, with its outputs and their row strides
+  std::vector<float*> outputs_;
+  std::vector<int64_t> widths_;
 };
 
 }  // namespace attend
