@@ -1,0 +1,129 @@
+// run, score and compare on a small model, as a user calls them.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/run_app.h"
+#include "support/small_model.h"
+
+namespace attend::test {
+namespace {
+
+using nlohmann::json;
+
+class ModelCommands : public testing::Test {
+ protected:
+  std::string write(const std::string& name, const std::string& text) const {
+    const std::filesystem::path path = file_.folder / name;
+    std::ofstream(path, std::ios::binary) << text;
+    return path;
+  }
+  json report(std::vector<std::string> arguments) const {
+    arguments.push_back("--json");
+    const Outcome outcome = run_app(arguments);
+    EXPECT_EQ(outcome.code, 0) << outcome.error;
+    EXPECT_EQ(outcome.error, "");
+    return json::parse(outcome.out);
+  }
+  // One line on standard error that holds `part`, nothing on standard output.
+  void refused(const std::vector<std::string>& arguments, int code, const std::string& part) const {
+    const Outcome outcome = run_app(arguments);
+    EXPECT_EQ(outcome.code, code) << outcome.error;
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_NE(outcome.error.find(part), std::string::npos) << outcome.error;
+    EXPECT_EQ(std::count(outcome.error.begin(), outcome.error.end(), '\n'), 1) << outcome.error;
+  }
+
+  SmallModel::File file_ = SmallModel{}.file();
+  std::string model_ = file_.path;
+  std::string text_ = write("text.txt", "the hello of the moon, the hello of the sun, and the rest of it all too.\n");
+};
+
+TEST_F(ModelCommands, RunReports) {
+  const json first = report({"run", "-m", model_, "-p", "hello", "-n", "12"});
+  for (const char* key : {"text", "tokens", "prefill_tps", "decode_tps", "kv_bytes", "peak_rss_bytes"})
+    EXPECT_TRUE(first.contains(key)) << key;
+  EXPECT_LE(first["tokens"].size(), 12u);
+  EXPECT_EQ(first["tokens"],
+            report({"run", "-m", model_, "-p", "hello", "-n", "12", "--threads", "3", "--chunk", "1"})["tokens"]);
+  const std::vector<std::string> drawn = {"run", "-m", model_, "-p", "hello", "-n", "12", "--temp", "3", "--seed", "5"};
+  EXPECT_EQ(report(drawn)["tokens"], report(drawn)["tokens"]);
+}
+
+TEST_F(ModelCommands, RunStreamsAndSumsUp) {
+  const Outcome outcome = run_app({"run", "-m", model_, "-p", "hello", "-n", "5"});
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_NE(outcome.error.find("tok/s"), std::string::npos);
+  EXPECT_NE(outcome.error.find("peak memory"), std::string::npos);
+}
+
+TEST_F(ModelCommands, ScoreReports) {
+  const json score = report({"score", "-m", model_, "-f", text_, "--top", "3"});
+  const size_t n = score["tokens"].get<size_t>();
+  ASSERT_EQ(score["logprobs"].size(), n - 1);
+  double sum = 0;
+  for (double x : score["logprobs"]) sum += x;
+  EXPECT_NEAR(score["nll"].get<double>(), -sum / static_cast<double>(n - 1), 1e-9);
+  EXPECT_NEAR(score["ppl"].get<double>(), std::exp(score["nll"].get<double>()), 1e-9);
+  ASSERT_EQ(score["top"].size(), 3u);
+  EXPECT_GE(score["top"][0][1].get<double>(), score["top"][1][1].get<double>());
+}
+
+TEST_F(ModelCommands, ScoreCutsIntoChunksThatBeginWithBos) {
+  const std::string ids = write("ids.json", "[10, 20, 30, 40, 50, 60, 70]");
+  const json cut = report({"score", "-m", model_, "--ids", ids, "--ctx", "4"});
+  EXPECT_EQ(cut["tokens"], 7);
+  ASSERT_EQ(cut["logprobs"].size(), 7u);
+  const json second = report({"score", "-m", model_, "--ids", write("b.json", "[1, 40, 50, 60]")});
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(cut["logprobs"][3 + i], second["logprobs"][i]);
+}
+
+TEST_F(ModelCommands, CompareReportsAndDraws) {
+  const std::string html = file_.folder / "page.html";
+  const json result = report(
+      {"compare", "-m", model_, "-f", text_, "--policies", "softmax; softmax:window=8,sinks=2 + bf16", "--html", html});
+  EXPECT_EQ(result["rows"].size(), 2u);
+  for (const char* key : {"policy", "prefill_s", "decode_tps", "kv_bytes", "bytes_read_per_token", "nll", "kl", "top1"})
+    EXPECT_TRUE(result["rows"][1].contains(key)) << key;
+  EXPECT_EQ(result["rows"][0]["kl"], 0);
+  std::ifstream in(html);
+  const std::string page{std::istreambuf_iterator<char>(in), {}};
+  EXPECT_NE(page.find("<svg"), std::string::npos);
+  EXPECT_NE(page.find("window=8"), std::string::npos);
+  for (const char* outside : {"<script src", "<link", "@import", "src=\"http", "url("})
+    EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+}
+
+TEST_F(ModelCommands, RefuseInOneLine) {
+  const std::string binary = write("binary", std::string("text\0more", 9)), empty = write("empty", "");
+  const std::string folder = file_.folder;
+  refused({"run", "-m", model_}, 2, "-p PROMPT");
+  refused({"run", "-m", model_, "-p", ""}, 1, "is empty");
+  refused({"run", "-m", model_, "-f", empty}, 1, "is empty");
+  refused({"run", "-m", model_, "-f", folder}, 1, "directory");
+  refused({"run", "-m", model_, "-f", binary}, 1, "is not UTF-8 text");
+  refused({"run", "-m", model_, "-f", folder + "/none"}, 1, "No such file");
+  refused({"run", "-m", model_, "-p", std::string(500, 'x')}, 1, "the context holds 400");
+  refused({"run", "-m", model_, "-p", "x", "--ctx", "401"}, 1, "400 tokens");
+  refused({"run", "-m", model_, "-p", "x", "--policy", "softmax:windw=3"}, 2, "window");
+  refused({"run", "-m", model_, "-p", "x", "--chat"}, 1, "chat template");
+  refused({"run", "-m", model_, "-p", "x", "--temp", "-1"}, 2, "--temp");
+  refused({"run", "-m", model_, "-p", "x", "--compute", "f64"}, 2, "--compute");
+  refused({"run", "-m", folder, "-p", "x"}, 1, "directory");
+  refused({"run", "-m", text_, "-p", "x"}, 1, "GGUF");
+  refused({"score", "-m", model_}, 2, "--ids");
+  refused({"score", "-m", model_, "-f", text_, "--ids", text_}, 2, "--ids");
+  refused({"score", "-m", model_, "--ids", write("a.json", "[1, 269]")}, 1, "269");
+  refused({"score", "-m", model_, "--ids", write("c.json", "[1, -2]")}, 1, "-2");
+  refused({"score", "-m", model_, "--ids", write("d.json", "[1]")}, 1, "at least 2");
+  refused({"score", "-m", model_, "--ids", text_}, 1, "JSON");
+  refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax; sofmax"}, 2, "softmax");
+  refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax", "--prompt", "5000"}, 1, "none to force");
+  refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax", "--html", folder + "/no/page.html"}, 1,
+          "page.html");
+}
+
+}  // namespace
+}  // namespace attend::test
