@@ -172,7 +172,8 @@ void require_apart(std::string_view op, std::string_view a_name, const View& a, 
 }  // namespace
 
 KeyRange Problem::document(int64_t b, int64_t at) const {
-  if (!documents.data || at < 0) return {0, kNoEnd};
+  if (!documents.data) return {0, kNoEnd};
+  if (at < 0) return {};
   const int32_t id = *documents.at<int32_t>({b, at});
   // The first position whose document is at least `bound`.
   auto first = [&](int64_t bound) {

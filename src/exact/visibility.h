@@ -20,8 +20,7 @@ constexpr KeyRange clip(KeyRange r, KeyRange to) {
 
 // `document`: positions of the query's own document.
 constexpr Visible visible_from(int64_t position, const SoftmaxOptions& o, KeyRange document) {
-  if (position < 0) return {};
-  const int64_t end = o.causal ? position + 1 : kNoEnd;
+  const int64_t end = o.causal ? std::max<int64_t>(0, position + 1) : kNoEnd;
   const int64_t begin = o.window > 0 ? std::max<int64_t>(0, position - o.window + 1) : 0;
   const int64_t head_end = std::max(o.prefix, o.window > 0 ? std::min(o.sinks, end) : 0);
   const KeyRange tail = {std::max(begin, head_end), end};

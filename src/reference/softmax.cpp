@@ -120,7 +120,7 @@ class SoftmaxReference : public Operator {
   }
 
   bool visible(int64_t p, int64_t j, const View& documents, int64_t b) const {
-    if (p < 0) return false;
+    if (documents.data && p < 0) return false;
     if (documents.data && element(documents, {b, p}) != element(documents, {b, j})) return false;
     if (j < o_.prefix) return true;
     if (o_.causal && j > p) return false;

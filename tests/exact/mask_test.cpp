@@ -37,6 +37,13 @@ TEST(Mask, TheLastQuerySitsOnTheLastKey) {
   EXPECT_EQ(seen({.causal = true}, 5, 3), (Rows{"...", "...", "x..", "xx.", "xxx"}));
 }
 
+// A query before the first key has a negative position; only a causal rule makes it blind.
+TEST(Mask, MoreQueriesThanKeysWithoutCausal) {
+  EXPECT_EQ(seen({}, 4, 2), (Rows{"xx", "xx", "xx", "xx"}));
+  EXPECT_EQ(seen({.window = 1}, 4, 2), (Rows{"xx", "xx", "xx", ".x"}));
+  EXPECT_EQ(seen({.causal = true, .prefix = 1}, 4, 2), (Rows{"x.", "x.", "x.", "xx"}));
+}
+
 TEST(Mask, Full) {
   EXPECT_EQ(seen({}, 2, 3), (Rows{"xxx", "xxx"}));
 }

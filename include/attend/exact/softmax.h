@@ -36,10 +36,10 @@ struct Qkv {
   std::span<const KeyView> keys = {};  // [B * Hkv], each with its own length and positions
   int64_t dv = 0;                      // value width; needed with `keys` only
   View kv_lens = {};                   // [B] i32 or i64: keys of b beyond its length don't exist
-  View q_positions = {};  // [B, Tq] i32; absent: the last query sits on the last key. A negative one sees no key.
-  View bias = {};         // f32, rank 4, each axis 1 or that of [B, Hq, Tq, Tk]; keys by slot
-  View sink_logits = {};  // [Hq] f32
-  View documents = {};    // [B, T] i32, by position, non-decreasing
+  View q_positions = {};               // [B, Tq] i32; absent: the last query sits on the last key.
+  View bias = {};                      // f32, rank 4, each axis 1 or that of [B, Hq, Tq, Tk]; keys by slot
+  View sink_logits = {};               // [Hq] f32
+  View documents = {};                 // [B, T] i32, by position, non-decreasing
 };
 
 struct AttnOut {
