@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <vector>
 
@@ -55,9 +56,17 @@ void check(std::span<const PackedWeight* const> w, const float* x, int64_t x_str
 // Rows of one weight's panels that a thread takes at a time.
 struct Part {
   ProductJob job;
-  bool int8;
+  Activation activation;
   int64_t panels, panels_a_unit, rows_a_unit, units;
 };
+
+int64_t width_of(Activation activation, const ProductKernels& kernels) {
+  return activation == Activation::kF32 ? kernels.f32_width : kernels.integer_width;
+}
+
+constexpr int64_t round_to_line(int64_t bytes) {
+  return (bytes + kLine - 1) / kLine * kLine;
+}
 
 // Memory for converted activations, kept between calls of one thread.
 std::byte* activations(int64_t bytes) {
@@ -78,11 +87,18 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
   if (w.empty() || t == 0) return;
   const ProductKernels& kernels = kernels_of(active_isa(context));
   const int64_t k = w[0]->k;
-  bool int8 = false, f32 = false;
-  for (const PackedWeight* weight : w) (is_quantised(weight->type) ? int8 : f32) = true;
-  const int64_t int8_bytes = int8 ? (t * int8_row_bytes(k) + kLine - 1) / kLine * kLine : 0;
-  std::byte* x_int8 = activations(int8_bytes + (f32 ? t * k * 4 : 0));
-  std::byte* x_f32 = x_int8 + int8_bytes;
+  std::array<bool, kActivationCount> wanted{};
+  for (const PackedWeight* weight : w) wanted[static_cast<size_t>(activation_of(weight->type))] = true;
+  std::array<std::byte*, kActivationCount> tiles{};
+  int64_t bytes = 0;
+  for (size_t a = 0; a < tiles.size(); ++a)
+    if (wanted[a]) bytes += round_to_line(t * row_bytes(static_cast<Activation>(a), k));
+  std::byte* free = activations(bytes);
+  for (size_t a = 0; a < tiles.size(); ++a) {
+    if (!wanted[a]) continue;
+    tiles[a] = free;
+    free += round_to_line(t * row_bytes(static_cast<Activation>(a), k));
+  }
 
   // Few rows: units of 64 KB of weights or more, a dozen for each thread. Many: two panels by a block of rows whose
   // activations stay in the second cache.
@@ -91,10 +107,11 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
   int64_t units = 0, work = 0;
   for (size_t i = 0; i < w.size(); ++i) {
     Part& part = parts[i];
-    part.int8 = is_quantised(w[i]->type);
-    part.job = {w[i]->type, w[i]->data.data(), w[i]->n, k, part.int8 ? x_int8 : x_f32, t, y[i], y_stride[i]};
+    part.activation = activation_of(w[i]->type);
+    part.job = {w[i]->type, w[i]->data.data(), w[i]->n, k, tiles[static_cast<size_t>(part.activation)], t,
+                y[i],       y_stride[i]};
     part.panels = (w[i]->n - 1) / kPanelRows + 1;
-    const int64_t width = part.int8 ? kernels.int8_width : kernels.f32_width;
+    const int64_t width = width_of(part.activation, kernels);
     part.rows_a_unit = kRowBlock / width * width;
     const int64_t unit_bytes = std::max(kUnitBytes, w[i]->bytes() / (12 * context.threads));
     part.panels_a_unit = t > width ? 2 : std::max<int64_t>(2, unit_bytes / panel_bytes(w[i]->type, k) / 2 * 2);
@@ -105,13 +122,22 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
 
   auto convert = [&](int64_t row) {
     const float* from = x + row * x_stride;
-    if (int8) {
-      const int64_t width = kernels.int8_width, first = row / width * width;
-      kernels.quantise(from, k, x_int8 + first * int8_row_bytes(k), std::min(width, t - first), row - first);
-    }
-    if (f32) {
-      const int64_t width = kernels.f32_width, first = row / width * width;
-      place_row(from, k, reinterpret_cast<float*>(x_f32) + first * k, std::min(width, t - first), row - first);
+    for (size_t a = 0; a < tiles.size(); ++a) {
+      if (!wanted[a]) continue;
+      const auto activation = static_cast<Activation>(a);
+      const int64_t full = width_of(activation, kernels), first = row / full * full, width = std::min(full, t - first);
+      std::byte* tile = tiles[a] + first * row_bytes(activation, k);
+      switch (activation) {
+        case Activation::kInt8:
+          kernels.quantise_int8(from, k, tile, width, row - first);
+          break;
+        case Activation::kInt16:
+          kernels.quantise_int16(from, k, tile, width, row - first);
+          break;
+        case Activation::kF32:
+          place_row(from, k, reinterpret_cast<float*>(tile), width, row - first);
+          break;
+      }
     }
   };
   auto run = [&](int64_t unit) {
@@ -119,8 +145,9 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
     while (unit >= part->units) unit -= part++->units;
     const int64_t column_units = (part->panels - 1) / part->panels_a_unit + 1;
     const int64_t panel = unit % column_units * part->panels_a_unit, row = unit / column_units * part->rows_a_unit;
-    (part->int8 ? kernels.int8 : kernels.f32)(part->job, panel, std::min(part->panels, panel + part->panels_a_unit),
-                                              row, std::min(t, row + part->rows_a_unit));
+    (part->activation == Activation::kF32 ? kernels.f32 : kernels.integer)(
+        part->job, panel, std::min(part->panels, panel + part->panels_a_unit), row,
+        std::min(t, row + part->rows_a_unit));
   };
 
   constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds that take less than a fork and join

@@ -12,7 +12,7 @@
 
 #include "simd/target.h"
 
-#define ATTEND_INT8_WIDTH 2
+#define ATTEND_INTEGER_WIDTH 2
 #define ATTEND_F32_WIDTH 6
 
 #if defined(__clang__)
@@ -27,19 +27,20 @@ namespace {
 
 #include "simd/vector_avx2.inc"
 
-template <int kBits>
+constexpr bool kBytePlanes = false;  // of int16 activations
+
 ATTEND_INLINE Int dot_pair(Int sum, Int w0, Int w1, Int x0, Int x1) {
-  if constexpr (kBits < 8) return add32(sum, dot_small(w0, w1, x0, x1));
-  return add32(sum, add32(dot_even_odd(w0, x0), dot_even_odd(w1, x1)));
+  return add32(sum, dot_small(w0, w1, x0, x1));
 }
 
-#include "simd/product_int8.inc"
+#include "simd/product_integer.inc"
 
 #include "simd/product_f32.inc"
 
 }  // namespace
 
-extern const ProductKernels kProductKernels = {ATTEND_INT8_WIDTH, ATTEND_F32_WIDTH, quantise, int8_panels, f32_panels};
+extern const ProductKernels kProductKernels = {ATTEND_INTEGER_WIDTH, ATTEND_F32_WIDTH, quantise_int8,
+                                               quantise_int16,       integer_panels,   f32_panels};
 
 }  // namespace attend::avx2
 

@@ -12,7 +12,7 @@
 
 #include "simd/target.h"
 
-#define ATTEND_INT8_WIDTH 6
+#define ATTEND_INTEGER_WIDTH 6
 #define ATTEND_F32_WIDTH 12
 
 #if defined(__clang__)
@@ -32,18 +32,20 @@ namespace {
 
 #include "simd/vector_avx512.inc"
 
-template <int>
+constexpr bool kBytePlanes = true;  // of int16 activations
+
 ATTEND_INLINE Int dot_pair(Int sum, Int w0, Int w1, Int x0, Int x1) {
   return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, w0, x0), w1, x1);
 }
 
-#include "simd/product_int8.inc"
+#include "simd/product_integer.inc"
 
 #include "simd/product_f32.inc"
 
 }  // namespace
 
-extern const ProductKernels kProductKernels = {ATTEND_INT8_WIDTH, ATTEND_F32_WIDTH, quantise, int8_panels, f32_panels};
+extern const ProductKernels kProductKernels = {ATTEND_INTEGER_WIDTH, ATTEND_F32_WIDTH, quantise_int8,
+                                               quantise_int16,       integer_panels,   f32_panels};
 
 }  // namespace attend::avx512vnni
 

@@ -62,11 +62,6 @@ struct Case {
     packed = pack_weight(type, blocks.data(), n, k, mode, context);
   }
 
-  bool int8() const {
-    return mode == ComputeMode::kDefault && type != WeightType::kF32 && type != WeightType::kF16 &&
-           type != WeightType::kBF16;
-  }
-
   // Against a plain loop in double, and guard values around and between rows.
   void expect_right(const std::vector<float>& x, int64_t t, Context& context) const {
     const int64_t stride = n + 3;
@@ -85,9 +80,11 @@ struct Case {
           magnitude += std::fabs(term);
         }
         const size_t row = static_cast<size_t>(i * k), columns = static_cast<size_t>(k);
-        const double limit = int8() ? bound::quantised_product({x.data() + r * k, columns}, {w.data() + row, columns},
-                                                               {terms.data() + row, columns})
-                                    : bound::product(k, magnitude);
+        const int64_t levels = activation_levels(packed.type);
+        const double limit = levels
+                                 ? bound::quantised_product({x.data() + r * k, columns}, {w.data() + row, columns},
+                                                            {terms.data() + row, columns}, static_cast<double>(levels))
+                                 : bound::product(k, magnitude);
         const double error = std::fabs(static_cast<double>(y[static_cast<size_t>(4 + r * stride + i)]) - exact);
         worst = std::max(worst, limit > 0 ? error / limit : error > 0 ? 1e30 : 0.0);
         if (!(error <= limit)) {

@@ -1,11 +1,11 @@
 #pragma once
 // Products of activations with weights: y[t, n] = sum_k x[t, k] w[n, k].
 //
-// Weights are repacked once into panels of 16 output rows and stay in their type. Quantised weights are multiplied in
-// int8: each activation row is quantised in blocks of 32 with an f32 scale, integer dot products are exact, blocks are
-// scaled and added in ascending order. The result of a row therefore depends neither on the other rows nor on threads.
-// F32, F16 and BF16 weights, and every type when packed for ComputeMode::kF32, use f32 products accumulated in
-// ascending k.
+// Weights are repacked once into panels of 16 output rows and stay in their type. Quantised weights are multiplied as
+// integers: each activation row is quantised in blocks of 32 with an f32 scale, to 8 bits (to 16 for weights of 8 bits,
+// where it costs little), integer dot products are exact, blocks are scaled and added in ascending order. The result of
+// a row therefore depends neither on the other rows nor on threads. F32, F16 and BF16 weights, and every type when
+// packed for ComputeMode::kF32, use f32 products accumulated in ascending k.
 #include <cstdint>
 #include <span>
 
@@ -35,8 +35,23 @@ struct RowsDone {
 PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t k, ComputeMode mode, Context& context,
                          RowsDone* done = nullptr);
 
+// Activations are quantised to integers of this magnitude at most, for products with weights packed in `type`; 0 if
+// they stay f32.
+constexpr int64_t activation_levels(WeightType type) {
+  switch (type) {
+    case WeightType::kF32:
+    case WeightType::kF16:
+    case WeightType::kBF16:
+      return 0;
+    case WeightType::kQ8_0:
+      return 127 * 256;
+    default:
+      return 127;
+  }
+}
+
 // y [t, n] = x [t, k] * w^T, f32, row strides in elements. Rows of y hold n elements. Cost t * n * k multiply-adds.
-// |error| <= bound::quantised_product for int8 types, bound::product for f32 (see attend/tensor/bound.h).
+// |error| <= bound::quantised_product where activations are quantised, else bound::product (see attend/tensor/bound.h).
 void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,
              Context& context);
 
