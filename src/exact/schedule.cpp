@@ -1,13 +1,12 @@
 #include "exact/schedule.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 
 #include "attend/simd/isa.h"
 #include "attend/simd/split.h"
 #include "attend/tensor/error.h"
+#include "attend/tensor/parallel.h"
 
 namespace attend::exact {
 namespace {
@@ -106,11 +105,10 @@ class Scheduler {
  private:
   void run_by_blocks() {
     const int64_t count = static_cast<int64_t>(blocks_.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(context_.threads)
-    for (int64_t i = 0; i < count; ++i) {
-      if (context_.stop.stop_requested()) continue;
+    parallel_for(context_.threads, count, [&](int64_t i, int worker) {
+      if (context_.stop.stop_requested()) return;
       const Block& block = blocks_[static_cast<size_t>(i)];
-      Workspace& w = workspaces_[static_cast<size_t>(omp_get_thread_num())];
+      Workspace& w = workspaces_[static_cast<size_t>(worker)];
       prepare(block, w);
       const int64_t rows = block.tokens * p_.group;
       const PartialRows whole{w.max, w.sum, w.acc, stride_}, part{w.split_max, w.split_sum, w.split_acc, stride_};
@@ -122,7 +120,7 @@ class Scheduler {
       });
       if (first) make_empty(whole, rows);
       deliver(block, whole);
-    }
+    });
   }
 
   // Few blocks: threads share out the splits of each, then fold in ascending order.
@@ -150,35 +148,31 @@ class Scheduler {
       return PartialRows{base + row, base + scalars + row, base + 2 * scalars + row * stride_, stride_};
     };
     const int64_t task_count = static_cast<int64_t>(tasks.size()), block_count = static_cast<int64_t>(blocks_.size());
-#pragma omp parallel num_threads(context_.threads)
-    {
-      Workspace& w = workspaces_[static_cast<size_t>(omp_get_thread_num())];
-      int64_t prepared = -1;
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < task_count; ++i) {
-        if (context_.stop.stop_requested()) continue;
-        const Task& task = tasks[static_cast<size_t>(i)];
-        const Block& block = blocks_[static_cast<size_t>(task.block)];
-        if (prepared != task.block) prepare(block, w);
-        prepared = task.block;
-        attend(block, w, task.split, partial(task.first_row));
+    std::vector<int64_t> prepared(workspaces_.size(), -1);
+    parallel_for(context_.threads, task_count, [&](int64_t i, int worker) {
+      if (context_.stop.stop_requested()) return;
+      Workspace& w = workspaces_[static_cast<size_t>(worker)];
+      const Task& task = tasks[static_cast<size_t>(i)];
+      const Block& block = blocks_[static_cast<size_t>(task.block)];
+      if (prepared[static_cast<size_t>(worker)] != task.block) prepare(block, w);
+      prepared[static_cast<size_t>(worker)] = task.block;
+      attend(block, w, task.split, partial(task.first_row));
+    });
+    parallel_for(context_.threads, block_count, [&](int64_t i, int worker) {
+      if (context_.stop.stop_requested()) return;
+      Workspace& w = workspaces_[static_cast<size_t>(worker)];
+      const Block& block = blocks_[static_cast<size_t>(i)];
+      const int64_t block_rows = block.tokens * p_.group;
+      const size_t first = first_task[static_cast<size_t>(i)], last = first_task[static_cast<size_t>(i) + 1];
+      PartialRows whole{w.max, w.sum, w.acc, stride_};
+      if (first == last) {
+        make_empty(whole, block_rows);
+      } else {
+        whole = partial(tasks[first].first_row);
       }
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < block_count; ++i) {
-        if (context_.stop.stop_requested()) continue;
-        const Block& block = blocks_[static_cast<size_t>(i)];
-        const int64_t block_rows = block.tokens * p_.group;
-        const size_t first = first_task[static_cast<size_t>(i)], last = first_task[static_cast<size_t>(i) + 1];
-        PartialRows whole{w.max, w.sum, w.acc, stride_};
-        if (first == last) {
-          make_empty(whole, block_rows);
-        } else {
-          whole = partial(tasks[first].first_row);
-        }
-        for (size_t t = first + 1; t < last; ++t) kernels_.fold(whole, partial(tasks[t].first_row), block_rows, p_.dv);
-        deliver(block, whole);
-      }
-    }
+      for (size_t t = first + 1; t < last; ++t) kernels_.fold(whole, partial(tasks[t].first_row), block_rows, p_.dv);
+      deliver(block, whole);
+    });
   }
 
   const Keys& keys(const Block& block) const {

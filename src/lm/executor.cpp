@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "attend/simd/isa.h"
+#include "attend/tensor/parallel.h"
 #include "rotary.h"
 
 namespace attend {
@@ -13,13 +14,11 @@ namespace {
 // f(r) for every row, shared by threads where the work pays for it. f must not throw.
 template <class F>
 void each_row(Context& context, int64_t rows, int64_t elements, const F& f) {
-  constexpr int64_t kWorthThreads = 1 << 14;
-  if (rows == 1 || context.threads == 1 || rows * elements < kWorthThreads) {
-    for (int64_t r = 0; r < rows; ++r) f(r);
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(context.threads)
-  for (int64_t r = 0; r < rows; ++r) f(r);
+  constexpr int64_t kPart = 1 << 13;  // elements that are worth handing over
+  const int64_t rows_a_part = std::max<int64_t>(1, kPart / elements);
+  parallel_for(context.threads, (rows + rows_a_part - 1) / rows_a_part, [&](int64_t part, int) {
+    for (int64_t r = part * rows_a_part; r < std::min(rows, (part + 1) * rows_a_part); ++r) f(r);
+  });
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cstring>
@@ -7,6 +6,7 @@
 
 #include "attend/simd/product.h"
 #include "attend/tensor/error.h"
+#include "attend/tensor/parallel.h"
 #include "simd/panel.h"
 #include "simd/quant_block.h"
 
@@ -145,15 +145,11 @@ PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t
   for (int64_t begin = 0; begin < panels; begin += step) {
     const int64_t end = std::min(panels, begin + step);
     float* scratch = rows.data();
-#pragma omp parallel num_threads(context.threads) if (end - begin > 1)
-    {
-#pragma omp for schedule(static)
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = p * kPanelRows;
-        pack_one(type, w.type, from + first * row_bytes, std::min(kPanelRows, n - first), k,
-                 scratch ? scratch + omp_get_thread_num() * k : nullptr, to + p * panel_size);
-      }
-    }
+    parallel_for(context.threads, end - begin, [&](int64_t i, int worker) {
+      const int64_t p = begin + i, first = p * kPanelRows;
+      pack_one(type, w.type, from + first * row_bytes, std::min(kPanelRows, n - first), k,
+               scratch ? scratch + worker * k : nullptr, to + p * panel_size);
+    });
     if (done) done->rows_done(begin * kPanelRows, std::min(n, end * kPanelRows));
   }
   return w;

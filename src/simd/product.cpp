@@ -1,15 +1,14 @@
 #include "attend/simd/product.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <vector>
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
+#include "attend/tensor/parallel.h"
 #include "simd/product_kernels.h"
 
 namespace attend {
@@ -156,18 +155,15 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
     for (int64_t unit = 0; unit < units; ++unit) run(unit);
     return;
   }
-  const bool shared_conversion = t > 4;
-  if (!shared_conversion)
+  if (t > 4) {
+    constexpr int64_t kRows = 16;  // a time
+    parallel_for(context.threads, (t + kRows - 1) / kRows, [&](int64_t part, int) {
+      for (int64_t row = part * kRows; row < std::min(t, (part + 1) * kRows); ++row) convert(row);
+    });
+  } else {
     for (int64_t row = 0; row < t; ++row) convert(row);
-  std::atomic<int64_t> next = 0;
-#pragma omp parallel num_threads(context.threads)
-  {
-    if (shared_conversion) {
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < t; ++row) convert(row);
-    }
-    for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) run(unit);
   }
+  parallel_for(context.threads, units, [&](int64_t unit, int) { run(unit); });
 }
 
 void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,
