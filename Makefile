@@ -1,6 +1,6 @@
 # Every target does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check bench fuzz asan tsan peers-model onnx-cases format clean install
+.PHONY: help setup build run test check bench fuzz asan tsan peers-model onnx-cases papers format clean install
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
@@ -42,6 +42,9 @@ peers-model: build  ## build llama.cpp from its package, compare with it, write 
 
 onnx-cases: build  ## run the ONNX reference's attention cases through attend apply
 	@scripts/onnx_cases.sh
+
+papers: build  ## write docs/papers.md from the registry
+	@scripts/papers.py
 
 format: setup  ## clang-format all sources
 	@git ls-files '*.h' '*.cpp' | xargs clang-format -i

@@ -35,7 +35,7 @@ class AlibiReference : public Operator {
       for (int64_t j = 0; j < keys; ++j) {
         double& s = score[static_cast<size_t>(j)];
         s = -std::numeric_limits<double>::infinity();
-        if (position < 0 || (options_.causal && j > position)) continue;
+        if (options_.causal && j > position) continue;
         s = 0;
         for (int64_t c = 0; c < d; ++c) s += element(q, b, h, i, c) * element(k, b, shared, j, c);
         s /= std::sqrt(static_cast<double>(d));
