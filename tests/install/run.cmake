@@ -19,3 +19,12 @@ string(STRIP "${out}" out)
 if(NOT out STREQUAL EXPECTED)
   message(FATAL_ERROR "printed \"${out}\", expected \"${EXPECTED}\"")
 endif()
+
+# A hook is vectorised in the file that defines it, whatever that file is compiled for.
+find_program(OBJDUMP objdump)
+if(PROGRAM MATCHES "/hook$" AND CMAKE_HOST_SYSTEM_PROCESSOR STREQUAL "x86_64" AND OBJDUMP AND NOT FLAGS MATCHES "sanitize")
+  run(${OBJDUMP} -d --no-show-raw-insn ${WORK}/build/CMakeFiles/program.dir/main.cpp.o)
+  if(NOT out MATCHES "v[a-z0-9]+ps [^\n]*zmm")
+    message(FATAL_ERROR "the hook's loop is not vectorised: are -fno-trapping-math and -fopenmp-simd exported?")
+  endif()
+endif()
