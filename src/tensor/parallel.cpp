@@ -1,7 +1,5 @@
 #include "attend/tensor/parallel.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -27,23 +25,21 @@ void pause() {
 #endif
 }
 
-// Waiting in three steps: busy, for a neighbour that is about to finish; giving way, for one that needs this core; and
-// then the caller sleeps, if it can be woken.
+// How long a thread waits busily before it sleeps: longer than what lies between two loops of a model, so that helpers
+// are there when the next one begins.
 class Patience {
  public:
   bool exhausted() {
-    if (++turns_ < kBusyTurns) {
-      pause();
-      return false;
-    }
-    if (turns_ == kBusyTurns) begin_ = Clock::now();
-    sched_yield();
-    return Clock::now() - begin_ > std::chrono::microseconds(300);
+    pause();
+    if (++turns_ % kTurnsALook) return false;
+    const Clock::time_point now = Clock::now();
+    if (turns_ == kTurnsALook) begin_ = now;
+    return now - begin_ > std::chrono::microseconds(100);
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr int kBusyTurns = 2000;
+  static constexpr int kTurnsALook = 64;
   int turns_ = 0;
   Clock::time_point begin_;
 };
@@ -71,7 +67,8 @@ class Pool {
     work(0);
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
     Patience patience;
-    while (state_.load(std::memory_order_acquire) & kJoined) (void)patience.exhausted();
+    for (uint32_t state; (state = state_.load(std::memory_order_acquire)) & kJoined;)
+      if (patience.exhausted()) state_.wait(state, std::memory_order_acquire);
     return true;
   }
 
@@ -116,7 +113,8 @@ class Pool {
       seen = state / kOneJob;
       if (!joined) continue;
       if (worker < threads_) work(worker);
-      state_.fetch_sub(1, std::memory_order_acq_rel);
+      const uint32_t left = state_.fetch_sub(1, std::memory_order_acq_rel);
+      if ((left & kJoined) == 1 && !(left & kOpen)) state_.notify_all();
     }
   }
 
