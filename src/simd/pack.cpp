@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "attend/simd/product.h"
 #include "attend/tensor/error.h"
@@ -75,26 +74,33 @@ void pack_panel(const uint8_t* rows, int64_t count, int64_t k, uint8_t* panel) {
   }
 }
 
-template <class T>
-void interleave(const T* rows, int64_t row_stride, int64_t count, int64_t k, T* panel) {
-  for (int64_t r = 0; r < kPanelRows; ++r)
-    for (int64_t i = 0; i < k; ++i) panel[i * kPanelRows + r] = r < count ? rows[r * row_stride + i] : T{};
+// F16 and BF16: [k][16] from rows that may lie anywhere.
+void interleave16(const uint8_t* rows, int64_t count, int64_t k, uint8_t* panel) {
+  for (int64_t i = 0; i < k; ++i, panel += kPanelRows * 2) {
+    for (int64_t r = 0; r < count; ++r) std::memcpy(panel + 2 * r, rows + (r * k + i) * 2, 2);
+    std::memset(panel + 2 * count, 0, static_cast<size_t>(kPanelRows - count) * 2);
+  }
 }
 
-// Panels of `packed` (the type as packed) from `count` source rows of `type`.
-void pack_one(WeightType type, WeightType packed, const uint8_t* rows, int64_t count, int64_t k, float* row,
-              uint8_t* panel) {
-  if (packed == WeightType::kF32) {
-    const WeightFormat& format = format_of(type);
-    const int64_t row_bytes = k / format.block_elements * format.block_bytes;
-    float* to = reinterpret_cast<float*>(panel);
-    if (count < kPanelRows) std::memset(panel, 0, static_cast<size_t>(panel_bytes(packed, k)));
-    for (int64_t r = 0; r < count; ++r) {
-      dequantize(type, rows + r * row_bytes, k, row);
-      for (int64_t i = 0; i < k; ++i) to[i * kPanelRows + r] = row[i];
-    }
-    return;
+// Any type as f32, so many columns at a time that 16 rows of them stay in the first cache.
+void interleave_f32(WeightType type, const uint8_t* rows, int64_t count, int64_t k, float* panel) {
+  const WeightFormat& format = format_of(type);
+  const int64_t row_bytes = k / format.block_elements * format.block_bytes;
+  constexpr int64_t kChunk = 256;
+  float chunk[kPanelRows][kChunk] = {};
+  for (int64_t begin = 0; begin < k; begin += kChunk) {
+    const int64_t columns = std::min(kChunk, k - begin);
+    for (int64_t r = 0; r < count; ++r)
+      dequantize(type, rows + r * row_bytes + begin / format.block_elements * format.block_bytes, columns, chunk[r]);
+    float* to = panel + begin * kPanelRows;
+    for (int64_t i = 0; i < columns; ++i)
+      for (int64_t r = 0; r < kPanelRows; ++r) to[i * kPanelRows + r] = chunk[r][i];
   }
+}
+
+// One panel of `packed` (the type as packed) from `count` source rows of `type`.
+void pack_one(WeightType type, WeightType packed, const uint8_t* rows, int64_t count, int64_t k, uint8_t* panel) {
+  if (packed == WeightType::kF32) return interleave_f32(type, rows, count, k, reinterpret_cast<float*>(panel));
   switch (type) {
     case WeightType::kQ8_0:
       return pack_panel<WeightType::kQ8_0>(rows, count, k, panel);
@@ -107,7 +113,7 @@ void pack_one(WeightType type, WeightType packed, const uint8_t* rows, int64_t c
     case WeightType::kQ6_K:
       return pack_panel<WeightType::kQ6_K>(rows, count, k, panel);
     default:
-      return interleave(reinterpret_cast<const uint16_t*>(rows), k, count, k, reinterpret_cast<uint16_t*>(panel));
+      return interleave16(rows, count, k, panel);
   }
 }
 
@@ -139,16 +145,13 @@ PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t
 
   const int64_t row_bytes = k / format.block_elements * format.block_bytes;
   const int64_t step = std::max<int64_t>(context.threads, kStepBytes / (row_bytes * kPanelRows));
-  std::vector<float> rows(w.type == WeightType::kF32 ? static_cast<size_t>(context.threads * k) : 0);
   const auto* from = static_cast<const uint8_t*>(blocks);
   auto* to = reinterpret_cast<uint8_t*>(w.data.data());
   for (int64_t begin = 0; begin < panels; begin += step) {
     const int64_t end = std::min(panels, begin + step);
-    float* scratch = rows.data();
-    parallel_for(context.threads, end - begin, [&](int64_t i, int worker) {
+    parallel_for(context.threads, end - begin, [&](int64_t i, int) {
       const int64_t p = begin + i, first = p * kPanelRows;
-      pack_one(type, w.type, from + first * row_bytes, std::min(kPanelRows, n - first), k,
-               scratch ? scratch + worker * k : nullptr, to + p * panel_size);
+      pack_one(type, w.type, from + first * row_bytes, std::min(kPanelRows, n - first), k, to + p * panel_size);
     });
     if (done) done->rows_done(begin * kPanelRows, std::min(n, end * kPanelRows));
   }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <numeric>
 #include <vector>
 
 #include "attend/simd/isa.h"
@@ -52,13 +54,6 @@ void check(std::span<const PackedWeight* const> w, const float* x, int64_t x_str
   if (x_stride < w[0]->k && t > 1) refuse("x_stride", x_stride, fmt::format("must be at least k = {}", w[0]->k));
 }
 
-// Rows of one weight's panels that a thread takes at a time.
-struct Part {
-  ProductJob job;
-  Activation activation;
-  int64_t panels, panels_a_unit, rows_a_unit, units;
-};
-
 int64_t width_of(Activation activation, const ProductKernels& kernels) {
   return activation == Activation::kF32 ? kernels.f32_width : kernels.integer_width;
 }
@@ -68,15 +63,113 @@ constexpr int64_t round_to_line(int64_t bytes) {
 }
 
 // Memory for converted activations, kept between calls of one thread.
-std::byte* activations(int64_t bytes) {
+std::byte* activation_memory(int64_t bytes) {
   thread_local Scratch scratch;
   return scratch.reserve(bytes);
 }
 
-// Copies one row into place `row` of an f32 tile.
-void place_row(const float* x, int64_t k, float* tile, int64_t width, int64_t row) {
-  for (int64_t i = 0; i < k; ++i) tile[i * width + row] = x[i];
-}
+// The activations of one step, in every form that its weights read.
+class Activations {
+ public:
+  Activations(std::span<const PackedWeight* const> w, const float* x, int64_t x_stride, int64_t t,
+              const ProductKernels& kernels)
+      : kernels_(kernels), x_(x), x_stride_(x_stride), k_(w[0]->k), t_(t) {
+    std::array<int64_t, kActivationCount> bytes{};
+    for (const PackedWeight* weight : w) {
+      const Activation form = activation_of(weight->type);
+      bytes[static_cast<size_t>(form)] = round_to_line(t * row_bytes(form, k_));
+    }
+    std::byte* free = activation_memory(std::accumulate(bytes.begin(), bytes.end(), int64_t{0}));
+    for (size_t form = 0; form < bytes.size(); ++form) {
+      if (bytes[form]) tiles_[form] = free;
+      free += bytes[form];
+    }
+  }
+
+  const std::byte* tiles(Activation form) const { return tiles_[static_cast<size_t>(form)]; }
+
+  void convert(int64_t row) const {
+    const float* from = x_ + row * x_stride_;
+    for (const Activation form : {Activation::kInt8, Activation::kInt16, Activation::kF32}) {
+      std::byte* tile = tiles_[static_cast<size_t>(form)];
+      if (!tile) continue;
+      const int64_t full = width_of(form, kernels_), first = row / full * full, width = std::min(full, t_ - first);
+      tile += first * row_bytes(form, k_);
+      switch (form) {
+        case Activation::kInt8:
+          kernels_.quantise_int8(from, k_, tile, width, row - first);
+          break;
+        case Activation::kInt16:
+          kernels_.quantise_int16(from, k_, tile, width, row - first);
+          break;
+        case Activation::kF32:
+          for (int64_t i = 0; i < k_; ++i) reinterpret_cast<float*>(tile)[i * width + row - first] = from[i];
+          break;
+      }
+    }
+  }
+
+ private:
+  const ProductKernels& kernels_;
+  const float* x_;
+  int64_t x_stride_, k_, t_;
+  std::array<std::byte*, kActivationCount> tiles_{};
+};
+
+// One weight's share of a step, in units of two panels by a block of rows whose activations stay in the second cache.
+struct Part {
+  ProductJob job;
+  void (*run)(const ProductJob& job, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
+  int64_t rows_a_unit, column_units, units;
+
+  static constexpr int64_t kPanels = 2, kRows = 192;
+
+  Part(const PackedWeight& w, const Activations& x, int64_t t, float* y, int64_t y_stride,
+       const ProductKernels& kernels) {
+    const Activation form = activation_of(w.type);
+    job = {w.type, w.data.data(), w.n, w.k, x.tiles(form), t, y, y_stride};
+    run = form == Activation::kF32 ? kernels.f32 : kernels.integer;
+    const int64_t width = width_of(form, kernels);
+    rows_a_unit = kRows / width * width;
+    column_units = (w.n - 1) / (kPanels * kPanelRows) + 1;
+    units = column_units * ((t - 1) / rows_a_unit + 1);
+  }
+
+  void run_unit(int64_t unit) const {
+    const int64_t panel = unit % column_units * kPanels, row = unit / column_units * rows_a_unit;
+    run(job, panel, std::min((job.n - 1) / kPanelRows + 1, panel + kPanels), row, std::min(job.t, row + rows_a_unit));
+  }
+};
+
+// Units in one range for each thread, which takes them in order, so that what it prefetches is what it reads next, and
+// then what is left of the others.
+class Ranges {
+ public:
+  Ranges(int64_t units, int threads) : ranges_(static_cast<size_t>(threads)) {
+    for (int i = 0; i < threads; ++i) {
+      Range& range = ranges_[static_cast<size_t>(i)];
+      range.next = units * i / threads;
+      range.end = units * (i + 1) / threads;
+    }
+  }
+
+  // The next unit, of range `first` while it has any, or -1.
+  int64_t take(int64_t first) {
+    for (size_t i = 0; i < ranges_.size(); ++i) {
+      Range& range = ranges_[(static_cast<size_t>(first) + i) % ranges_.size()];
+      if (range.next.load(std::memory_order_relaxed) >= range.end) continue;
+      if (const int64_t unit = range.next.fetch_add(1, std::memory_order_relaxed); unit < range.end) return unit;
+    }
+    return -1;
+  }
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Range> ranges_;
+};
 
 }  // namespace
 
@@ -85,85 +178,40 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
   check(w, x, x_stride, y, y_stride, t);
   if (w.empty() || t == 0) return;
   const ProductKernels& kernels = kernels_of(active_isa(context));
-  const int64_t k = w[0]->k;
-  std::array<bool, kActivationCount> wanted{};
-  for (const PackedWeight* weight : w) wanted[static_cast<size_t>(activation_of(weight->type))] = true;
-  std::array<std::byte*, kActivationCount> tiles{};
-  int64_t bytes = 0;
-  for (size_t a = 0; a < tiles.size(); ++a)
-    if (wanted[a]) bytes += round_to_line(t * row_bytes(static_cast<Activation>(a), k));
-  std::byte* free = activations(bytes);
-  for (size_t a = 0; a < tiles.size(); ++a) {
-    if (!wanted[a]) continue;
-    tiles[a] = free;
-    free += round_to_line(t * row_bytes(static_cast<Activation>(a), k));
-  }
-
-  // Few rows: units of 64 KB of weights or more, a dozen for each thread. Many: two panels by a block of rows whose
-  // activations stay in the second cache.
-  constexpr int64_t kUnitBytes = 64 << 10, kRowBlock = 192;
-  std::vector<Part> parts(w.size());
+  const Activations activations(w, x, x_stride, t, kernels);
+  std::vector<Part> parts;
+  parts.reserve(w.size());
   int64_t units = 0, work = 0;
   for (size_t i = 0; i < w.size(); ++i) {
-    Part& part = parts[i];
-    part.activation = activation_of(w[i]->type);
-    part.job = {w[i]->type, w[i]->data.data(), w[i]->n, k, tiles[static_cast<size_t>(part.activation)], t,
-                y[i],       y_stride[i]};
-    part.panels = (w[i]->n - 1) / kPanelRows + 1;
-    const int64_t width = width_of(part.activation, kernels);
-    part.rows_a_unit = kRowBlock / width * width;
-    const int64_t unit_bytes = std::max(kUnitBytes, w[i]->bytes() / (12 * context.threads));
-    part.panels_a_unit = t > width ? 2 : std::max<int64_t>(2, unit_bytes / panel_bytes(w[i]->type, k) / 2 * 2);
-    part.units = ((part.panels - 1) / part.panels_a_unit + 1) * ((t - 1) / part.rows_a_unit + 1);
-    units += part.units;
-    work += w[i]->n * k;
+    parts.emplace_back(*w[i], activations, t, y[i], y_stride[i], kernels);
+    units += parts[i].units;
+    work += w[i]->n * w[i]->k * t;
   }
-
-  auto convert = [&](int64_t row) {
-    const float* from = x + row * x_stride;
-    for (size_t a = 0; a < tiles.size(); ++a) {
-      if (!wanted[a]) continue;
-      const auto activation = static_cast<Activation>(a);
-      const int64_t full = width_of(activation, kernels), first = row / full * full, width = std::min(full, t - first);
-      std::byte* tile = tiles[a] + first * row_bytes(activation, k);
-      switch (activation) {
-        case Activation::kInt8:
-          kernels.quantise_int8(from, k, tile, width, row - first);
-          break;
-        case Activation::kInt16:
-          kernels.quantise_int16(from, k, tile, width, row - first);
-          break;
-        case Activation::kF32:
-          place_row(from, k, reinterpret_cast<float*>(tile), width, row - first);
-          break;
-      }
-    }
-  };
   auto run = [&](int64_t unit) {
     const Part* part = parts.data();
     while (unit >= part->units) unit -= part++->units;
-    const int64_t column_units = (part->panels - 1) / part->panels_a_unit + 1;
-    const int64_t panel = unit % column_units * part->panels_a_unit, row = unit / column_units * part->rows_a_unit;
-    (part->activation == Activation::kF32 ? kernels.f32 : kernels.integer)(
-        part->job, panel, std::min(part->panels, panel + part->panels_a_unit), row,
-        std::min(t, row + part->rows_a_unit));
+    part->run_unit(unit);
   };
 
   constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds that take less than a fork and join
-  if (context.threads == 1 || units == 1 || work * t < kSerialWork) {
-    for (int64_t row = 0; row < t; ++row) convert(row);
+  constexpr int64_t kSerialRows = 4;        // whose conversion takes less than a barrier
+  if (context.threads == 1 || units == 1 || work < kSerialWork) {
+    for (int64_t row = 0; row < t; ++row) activations.convert(row);
     for (int64_t unit = 0; unit < units; ++unit) run(unit);
     return;
   }
-  if (t > 4) {
-    constexpr int64_t kRows = 16;  // a time
-    parallel_for(context.threads, (t + kRows - 1) / kRows, [&](int64_t part, int) {
-      for (int64_t row = part * kRows; row < std::min(t, (part + 1) * kRows); ++row) convert(row);
-    });
+  if (t <= kSerialRows) {
+    for (int64_t row = 0; row < t; ++row) activations.convert(row);
   } else {
-    for (int64_t row = 0; row < t; ++row) convert(row);
+    constexpr int64_t kRows = 16;  // a time
+    parallel_for(context.threads, (t - 1) / kRows + 1, [&](int64_t part, int) {
+      for (int64_t row = part * kRows; row < std::min(t, (part + 1) * kRows); ++row) activations.convert(row);
+    });
   }
-  parallel_for(context.threads, units, [&](int64_t unit, int) { run(unit); });
+  Ranges ranges(units, context.threads);
+  parallel_for(context.threads, context.threads, [&](int64_t range, int) {
+    for (int64_t unit = ranges.take(range); unit >= 0; unit = ranges.take(range)) run(unit);
+  });
 }
 
 void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,

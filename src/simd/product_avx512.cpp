@@ -40,6 +40,8 @@ ATTEND_INLINE Int dot_pair(Int sum, Int w0, Int w1, Int x0, Int x1) {
 
 #include "simd/product_integer.inc"
 
+#include "simd/product_quantise.inc"
+
 #include "simd/product_f32.inc"
 
 }  // namespace

@@ -25,13 +25,15 @@ struct PackedWeight {
   int64_t bytes() const { return data.bytes(); }
 };
 
-// Repacks n rows of GGUF blocks. `row_done(first, last)` (may be empty) is told once source rows [first, last) are no
-// longer needed, in ascending order, so that mapped pages can be released. Threads share the work.
-// Throws Error(kArgument) if k is no multiple of the block, Error(kMemory).
+// Told once source rows [first, last) are no longer needed, in ascending order, so that mapped pages can be released.
 struct RowsDone {
   virtual ~RowsDone() = default;
   virtual void rows_done(int64_t first, int64_t last) = 0;
 };
+
+// Repacks n rows of k columns, GGUF blocks at any address. A quantised or 16-bit weight keeps its size but for the rows
+// that fill up the last panel (Q4_K grows by 1/36). Reads and writes each byte once; threads share the work.
+// Throws Error(kArgument) for n < 1, a null pointer, or k that is no multiple of the block, Error(kMemory).
 PackedWeight pack_weight(WeightType type, const void* blocks, int64_t n, int64_t k, ComputeMode mode, Context& context,
                          RowsDone* done = nullptr);
 
@@ -50,7 +52,9 @@ constexpr int64_t activation_levels(WeightType type) {
   }
 }
 
-// y [t, n] = x [t, k] * w^T, f32, row strides in elements. Rows of y hold n elements. Cost t * n * k multiply-adds.
+// y [t, n] = x [t, k] * w^T, f32, row strides in elements, t >= 0. Cost t * n * k multiply-adds; for few rows, reading
+// the weight once. What is not finite in a row of x makes that row of y NaN or infinite, and no other. x is read before
+// y is written. Throws Error(kArgument) before writing anything, Error(kUnsupported) for the instruction set.
 // |error| <= bound::quantised_product where activations are quantised, else bound::product (see attend/tensor/bound.h).
 void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t t,
              Context& context);
@@ -60,7 +64,7 @@ void product(const PackedWeight& w, const float* x, int64_t x_stride, float* y, 
 void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_stride, std::span<float* const> y,
               std::span<const int64_t> y_stride, int64_t t, Context& context);
 
-// Row n of the matrix as f32: the dequantised values, exactly those of dequantize() on the source blocks.
+// Row `row` of the matrix as f32: the dequantised values, exactly those of dequantize() on the source blocks.
 void unpack_row(const PackedWeight& w, int64_t row, float* out);
 
 // `count` elements of GGUF blocks (count a multiple of the block) as f32, in f32 arithmetic as the format defines.
