@@ -28,23 +28,19 @@ Json summary_json(const Entry& entry) {
           {"patterns", entry.traits.patterns}};
 }
 
-int list_entries(bool json, bool markdown) {
+int list_entries(bool json) {
   Json rows = Json::array();
   Table table({{"name", true}, {"kind", true}, {"what it is", true}, {"papers", true}});
-  std::string lines = "| paper | arXiv | id | entry |\n| --- | --- | --- | --- |\n";
   for (const Entry* entry : registry().entries()) {
     rows.push_back(summary_json(*entry));
     std::string papers;
-    for (const Paper& paper : entry->papers) {
-      papers.append(papers.empty() ? "" : " ").append(paper.catalogue);
-      lines += fmt::format("| {} | {} | {} | `{}` |\n", paper.title, paper.arxiv, paper.catalogue, entry->name);
-    }
+    for (const Paper& paper : entry->papers) papers.append(papers.empty() ? "" : " ").append(paper.catalogue);
     table.row({std::string(entry->name), std::string(name_of(entry->kind)), std::string(entry->summary), papers});
   }
   if (json) {
     print_json(rows);
   } else {
-    fmt::print("{}", markdown ? lines : table.text(has_colour(Stream::kOut)));
+    fmt::print("{}", table.text(has_colour(Stream::kOut)));
   }
   return 0;
 }
@@ -149,13 +145,9 @@ void print_entry(const Entry& entry) {
 
 const Command kList = {"list", "List everything with a name: mechanisms, stores, codecs.",
                        "Example:\n  attend list\n  attend info softmax", [](Options& options) -> std::function<int()> {
-                         struct Flags {
-                           bool json = false, markdown = false;
-                         };
-                         auto flags = std::make_shared<Flags>();
-                         declare_json(options, flags->json);
-                         options.flag("--markdown", flags->markdown, "the papers as a Markdown table");
-                         return [flags] { return list_entries(flags->json, flags->markdown); };
+                         auto json = std::make_shared<bool>(false);
+                         declare_json(options, *json);
+                         return [json] { return list_entries(*json); };
                        }};
 
 const Command kInfo = {"info",
