@@ -14,7 +14,7 @@
 namespace attend {
 namespace {
 
-constexpr int64_t kStep = 128;  // tokens
+constexpr int64_t kStep = 32;  // tokens
 
 int64_t round_to_step(int64_t tokens) {
   return (tokens + kStep - 1) / kStep * kStep;

@@ -13,7 +13,7 @@ namespace attend {
 namespace {
 
 // Lossless retentions act once this many tokens have passed: keys are then moved rarely, and little is held in vain.
-constexpr int64_t kRetainEvery = 64;
+constexpr int64_t kRetainEvery = 32;
 
 bool has_option(const Entry& entry, std::string_view name) {
   return std::any_of(entry.options.begin(), entry.options.end(), [&](const Option& o) { return o.name == name; });

@@ -71,76 +71,71 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
                 prompt >= n && options.prompt > 0 ? fmt::format("a prompt of {} leaves none to force", prompt)
                                                   : "must be at least 2");
 
-  std::vector<std::string> exact_names;
-  std::vector<size_t> exact_of;
-  std::vector<Policy> exact_policies;
+  // Runs of the policies come first; truth[p] is the run that policy p is held against.
   Comparison result{.tokens = n, .prompt = prompt, .exact_nll_at = {}, .rows = {}};
+  std::vector<std::string> names;
+  std::vector<Policy> to_run(policies.begin(), policies.end());
+  for (const Policy& policy : policies) {
+    names.push_back(to_string(policy, registry));
+    result.rows.push_back({});
+    result.rows.back().policy = names.back();
+  }
+  std::vector<size_t> truth;
   for (const Policy& policy : policies) {
     const Policy exact = exact_policy(policy, registry);
     const std::string name = to_string(exact, registry);
-    const auto found = std::find(exact_names.begin(), exact_names.end(), name);
-    exact_of.push_back(static_cast<size_t>(found - exact_names.begin()));
-    if (found == exact_names.end()) {
-      exact_names.push_back(name);
-      exact_policies.push_back(exact);
-    }
-    result.rows.push_back({});
-    result.rows.back().policy = to_string(policy, registry);
+    const auto found = std::find(names.begin(), names.end(), name);
+    truth.push_back(static_cast<size_t>(found - names.begin()));
+    if (found != names.end()) continue;
+    names.push_back(name);
+    to_run.push_back(exact);
   }
-  std::vector<Run> exact, runs;
-  exact.reserve(exact_policies.size());
-  runs.reserve(policies.size());
-  auto open = [&](const Policy& policy) { return Run{Session(model, policy, registry, options.context), {}, {}}; };
-  for (const Policy& policy : exact_policies) exact.push_back(open(policy));
-  for (const Policy& policy : policies) runs.push_back(open(policy));
+  std::vector<Run> runs;
+  runs.reserve(to_run.size());
+  for (const Policy& policy : to_run) runs.push_back({Session(model, policy, registry, options.context), {}, {}});
 
-  const int64_t total = static_cast<int64_t>(runs.size() + exact.size()) * prompt;
+  const int64_t total = static_cast<int64_t>(runs.size()) * prompt;
   int64_t done = 0;
   const std::span<const int32_t> first = ids.first(static_cast<size_t>(prompt));
-  for (std::vector<Run>* group : {&runs, &exact})
-    for (Run& run : *group) {
-      if (context.progress) context.progress->update("reading the prompt", done, total);
-      const Quiet quiet(context);
-      prefill(run, first, options.chunk, context);
-      done += prompt;
-    }
+  for (Run& run : runs) {
+    if (context.progress) context.progress->update("reading the prompt", done, total);
+    const Quiet quiet(context);
+    prefill(run, first, options.chunk, context);
+    done += prompt;
+  }
 
   const RowOps& ops = row_ops(active_isa(context));
   const int64_t vocabulary = model->graph().vocabulary;
-  auto measure = [&](Run& run) {
-    run.lse = ops.log_sum_exp(run.logits.data(), vocabulary);
-    run.top = ops.largest(run.logits.data(), vocabulary);
-  };
   for (int64_t j = prompt; j < n; ++j) {
     const int32_t id = ids[static_cast<size_t>(j)];
     if (id < 0 || id >= vocabulary)
       throw Error(ErrorKind::kArgument, "compare", "token id", std::to_string(id),
                   fmt::format("the vocabulary has 0 to {}", vocabulary - 1));
-    for (Run& run : exact) measure(run);
-    for (size_t p = 0; p < runs.size(); ++p) {
-      Run& run = runs[p];
-      const Run& truth = exact[exact_of[p]];
+    for (Run& run : runs) {
+      run.lse = ops.log_sum_exp(run.logits.data(), vocabulary);
+      run.top = ops.largest(run.logits.data(), vocabulary);
+    }
+    for (size_t p = 0; p < policies.size(); ++p) {
+      const Run &run = runs[p], &exact = runs[truth[p]];
       PolicyResult& row = result.rows[p];
-      measure(run);
       row.nll_at.push_back(static_cast<float>(run.lse - run.logits[static_cast<size_t>(id)]));
       row.kl_at.push_back(
-          static_cast<float>(ops.divergence(truth.logits.data(), truth.lse, run.logits.data(), run.lse, vocabulary)));
-      row.top1 += run.top == truth.top;
+          static_cast<float>(ops.divergence(exact.logits.data(), exact.lse, run.logits.data(), run.lse, vocabulary)));
+      row.top1 += run.top == exact.top;
       row.kv_bytes = std::max(row.kv_bytes, run.session.bytes());
     }
-    result.exact_nll_at.push_back(static_cast<float>(exact[0].lse - exact[0].logits[static_cast<size_t>(id)]));
+    const Run& exact = runs[truth[0]];
+    result.exact_nll_at.push_back(static_cast<float>(exact.lse - exact.logits[static_cast<size_t>(id)]));
     if (context.progress) context.progress->update("forcing tokens", j + 1 - prompt, n - prompt);
     if (j + 1 == n) break;
     const Quiet quiet(context);
-    for (size_t p = 0; p < runs.size(); ++p) {
+    for (size_t p = 0; p < policies.size(); ++p)
       result.rows[p].bytes_read += static_cast<double>(runs[p].session.bytes_read_next());
-      step(runs[p], id, context);
-    }
-    for (Run& run : exact) step(run, id, context);
+    for (Run& run : runs) step(run, id, context);
   }
 
   const double forced = static_cast<double>(n - prompt);
-  for (size_t p = 0; p < runs.size(); ++p) {
+  for (size_t p = 0; p < policies.size(); ++p) {
     PolicyResult& row = result.rows[p];
     for (float x : row.nll_at) row.nll += x / forced;
     for (float x : row.kl_at) row.kl += x / forced;

@@ -36,7 +36,7 @@ struct StoreFactory : Component {
   virtual std::unique_ptr<Store> open(const StoreShape& shape) const = 0;
 };
 
-// One growing buffer for each layer and head. Capacity follows use in steps of an eighth, at least 128 tokens, and is
+// One growing buffer for each layer and head. Capacity follows use in steps of an eighth, at least 32 tokens, and is
 // given back once more than two steps stand empty. Positions are held only where they differ from slots.
 // Throws Error(kArgument) for a shape that is not positive or a codec other than f32, f16 and bf16.
 std::unique_ptr<Store> make_contiguous_store(const StoreShape& shape);

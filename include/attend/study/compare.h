@@ -3,7 +3,8 @@
 //
 // The first part of a text is the prompt, prefilled under the policy; the rest is forced one token a step under it. The
 // first forced token is predicted by the prefill's last row. Exact means the same compute mode, store and codec with
-// nothing dropped; it runs in lockstep, outside of every timed span.
+// nothing dropped; it runs in lockstep, outside of every timed span. A policy that is itself exact is the exact run of
+// its codec: another would give the same bits.
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -37,7 +38,7 @@ struct Comparison {
   std::vector<PolicyResult> rows;   // in the order of the policies
 };
 
-// At most 8 policies. Cost: a run of each policy and one exact run a codec. One row of logits a run is live.
+// At most 8 policies. Cost: a run of each policy, and an exact run of each codec that has none among them. One row of logits a run is live.
 // Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what Session throws.
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
                             std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
