@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   g++ cmake ninja-build pkg-config ccache mold
-  libfmt-dev libhwy-dev libutf8proc-dev libssl-dev libcli11-dev nlohmann-json3-dev libgtest-dev
+  libfmt-dev libhwy-dev libdlpack-dev libutf8proc-dev libssl-dev libcli11-dev nlohmann-json3-dev libgtest-dev
   clang libclang-rt-dev libomp-dev clang-format
   python3-pip python3-numpy unzip ca-certificates
 )
