@@ -4,7 +4,7 @@
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
-POLICIES ?= softmax; softmax:window=1024,sinks=4; softmax:window=256,sinks=4; softmax:window=256; softmax + bf16
+POLICIES ?= softmax; softmax:window=1024,sinks=4; softmax:window=256,sinks=4; softmax:window=256
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,6 @@ build: setup  ## build the attend command: build/release/attend
 
 run: build  ## compare attention policies on a real model over a real text; writes build/compare.html
 	@$(ATTEND) compare -m smollm2-135m -f $(TEXT) --policies "$(POLICIES)" --html build/compare.html
-	@echo "The page: build/compare.html"
 
 test: setup  ## build everything and run all tests: units, golden data, install, fuzzers under ASan and UBSan
 	@scripts/test.sh

@@ -14,4 +14,8 @@ if [ ! -e "build/$preset/build.ninja" ]; then
     exit 1
   fi
 fi
-NINJA_STATUS='[%f/%t %es] ' ninja --quiet -C "build/$preset" "$@"
+# On a terminal ninja shows one moving line, elsewhere only what goes wrong.
+quiet=()
+[ -t 1 ] || quiet=(--quiet)
+if ninja -n -C "build/$preset" "$@" | grep -q 'no work to do'; then exit 0; fi
+NINJA_STATUS='[%f/%t %es] ' ninja "${quiet[@]}" -C "build/$preset" "$@"
