@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -22,13 +23,14 @@ double seconds_of(const std::function<void()>& call) {
 
 // Visible pairs of one head, by the options that rows use.
 double visible_pairs(const BenchRow& row, const Spec& spec) {
-  const int64_t window = spec.integer("window"), sinks = spec.integer("sinks");
+  auto tokens = [&](std::string_view option) { return spec.find(option) ? spec.integer(option) : 0; };
+  const int64_t window = tokens("window"), sinks = tokens("sinks");
+  const bool causal = spec.find("causal") && spec.flag("causal");
   double pairs = 0;
   for (int64_t i = 0; i < row.tq; ++i) {
-    const int64_t p = i + row.tk - row.tq, end = spec.flag("causal") ? p + 1 : row.tk;
-    pairs += static_cast<double>(window ? end - std::max<int64_t>(0, std::max(p - window + 1, sinks)) +
-                                              std::min({sinks, end, std::max<int64_t>(0, p - window + 1)})
-                                        : end);
+    const int64_t p = i + row.tk - row.tq, end = causal ? p + 1 : row.tk;
+    const int64_t begin = window ? std::max<int64_t>(0, p - window + 1) : 0;
+    pairs += static_cast<double>(end - begin + std::min({sinks, begin, end}));
   }
   return pairs;
 }
@@ -91,7 +93,7 @@ double sampled_error(const BenchRow& row, const Entry& entry, const Spec& spec, 
 std::vector<BenchRow> bench_rows() {
   const std::string causal = "softmax:causal=true", full = "softmax";
   constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16;
-  return {
+  std::vector<BenchRow> rows = {
       {"exact/prefill-f32-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
       {"exact/prefill-f32-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
       {"exact/prefill-f32-full-d64", full, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
@@ -109,6 +111,17 @@ std::vector<BenchRow> bench_rows() {
       {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
       {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
   };
+  // Every other mechanism gets the same two.
+  for (const Entry* entry : registry().entries()) {
+    if (entry->kind != Kind::kMechanism || entry->name == "softmax") continue;
+    const std::string name = fmt::format("{}/{}", entry->room, entry->name);
+    const bool has_causal = std::any_of(entry->options.begin(), entry->options.end(),
+                                        [](const Option& option) { return option.name == "causal"; });
+    const std::string spec = std::string(entry->name) + (has_causal ? ":causal=true" : "");
+    rows.push_back({name + "-prefill-f32-d64", spec, 1, 8, 8, 2048, 2048, 64, 64, f32, false});
+    rows.push_back({name + "-decode-f16-8x2-32k", spec, 1, 8, 2, 1, 32768, 128, 128, f16, true});
+  }
+  return rows;
 }
 
 BenchResult run_row(const BenchRow& row, Limits& limits, Context& context) {
