@@ -50,7 +50,8 @@ def build_llama():
     archives = list(WORK.glob("llama_cpp_python-*.tar.gz"))
     if not archives:
         say("peers: downloading the source of " + SDIST)
-        subprocess.run(["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", WORK, SDIST], check=True)
+        subprocess.run(["pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "-d", WORK,
+                        SDIST], check=True)
         archives = list(WORK.glob("llama_cpp_python-*.tar.gz"))
     source = WORK / "source"
     if not source.exists():
