@@ -1,5 +1,6 @@
 #include "bench.h"
 
+#include <array>
 #include <fstream>
 #include <memory>
 
@@ -27,17 +28,17 @@ std::string processor_name() {
 }
 
 Json row_json(const BenchRow& row, const BenchResult& r, std::string_view isa, int threads) {
-  Json j = {
-      {"name", row.name},
-      {"spec", row.spec},
-      {"shape",
-       {{"B", row.b}, {"Hq", row.hq}, {"Hkv", row.hkv}, {"Tq", row.tq}, {"Tk", row.tk}, {"D", row.d}, {"Dv", row.dv}}},
-      {"dtype", name_of(row.kv_type)},
-      {"isa", isa},
-      {"threads", threads},
-      {"cold", row.cold},
-      {"error", r.error},
-      {"command", fmt::format("attend bench {} --threads {}", row.name, threads)}};
+  Json shape;
+  for (const auto& [axis, length] : row.shape) shape[axis] = length;
+  Json j = {{"name", row.name},
+            {"spec", row.spec},
+            {"shape", shape},
+            {"dtype", row.type},
+            {"isa", isa},
+            {"threads", threads},
+            {"cold", row.cold},
+            {"error", r.error},
+            {"command", fmt::format("attend bench {} --threads {}", row.name, threads)}};
   if (!r.failure.empty()) {
     j["failure"] = r.failure;
     return j;
@@ -56,8 +57,9 @@ int bench(const Arguments& a) {
   ProgressBar bar;
   Context context = make_context(a.threads, nullptr);
   std::vector<BenchRow> rows;
-  for (BenchRow& row : bench_rows())
-    if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
+  for (std::vector<BenchRow>& list : std::array{attention_rows(), product_rows()})
+    for (BenchRow& row : list)
+      if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())
     throw UsageError(fmt::format("no benchmark row's name contains \"{}\"", safe_text(a.filter, Lines::kOne)));
 
@@ -82,7 +84,7 @@ int bench(const Arguments& a) {
   bool failed = false;
   for (size_t i = 0; i < rows.size(); ++i) {
     bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
-    const BenchResult r = run_row(rows[i], limits, context);
+    const BenchResult r = rows[i].run(limits, context);
     out["rows"].push_back(row_json(rows[i], r, isa, context.threads));
     if (!r.failure.empty()) {
       failed = true;
@@ -103,9 +105,11 @@ int bench(const Arguments& a) {
                context.threads, number_text(quartiles(flops).median / 1e9), number_text(quartiles(exps).median / 1e9),
                number_text(quartiles(reads).median / 1e9), table.text(has_colour(Stream::kOut)));
     fmt::print(
-        "\nA limit is visible pairs at the f32 multiply-add rate plus one exp each, or for decode rows the bytes of "
-        "keys\n"
-        "and values at the read bandwidth of memory, whichever is longer, measured in alternation with the row.\n");
+        "\nA limit of attention is visible pairs at the f32 multiply-add rate plus one exp each; of products, "
+        "multiply-adds\n"
+        "at the rate of the type's dot products. For decode rows it is the bytes of keys and values, or of weights, at "
+        "the\n"
+        "read bandwidth of memory, if that takes longer. Both are measured in alternation.\n");
   }
   return failed ? 1 : 0;
 }

@@ -3,30 +3,24 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attend/tensor/context.h"
 #include "attend/tensor/dtype.h"
 #include "attend/tensor/operator.h"
+#include "attend/tensor/weight_type.h"
 
 namespace attend::app {
-
-struct BenchRow {
-  std::string name, spec;
-  int64_t b, hq, hkv, tq, tk, d, dv;
-  DType kv_type;
-  bool cold;  // keys and values come from memory: calls rotate over copies beyond twice the last cache
-};
-
-std::vector<BenchRow> bench_rows();
 
 // The machine's limits, as rates of all threads together. Each call measures anew, some 10 ms.
 class Limits {
  public:
   explicit Limits(Context& context);
-  double multiply_adds();  // f32 flops a second
-  double exponentials();   // f32 exps a second
-  double reads();          // bytes a second from memory
+  double multiply_adds();            // f32 flops a second
+  double exponentials();             // f32 exps a second
+  double reads();                    // bytes a second from memory
+  double products(WeightType type);  // operations a second of products with such weights, two a multiply-add
 
  private:
   Context& context_;
@@ -47,6 +41,22 @@ struct BenchResult {
   std::string failure;  // a wrong kernel has no times
 };
 
-BenchResult run_row(const BenchRow& row, Limits& limits, Context& context);
+// A line of the report: what it is and how to measure it.
+struct BenchRow {
+  std::string name, spec, type;
+  std::vector<std::pair<std::string, int64_t>> shape;
+  bool cold;  // what is large comes from memory: calls rotate over copies beyond twice the last cache
+  std::function<BenchResult(Limits& limits, Context& context)> run;
+};
+
+std::vector<BenchRow> attention_rows();
+std::vector<BenchRow> product_rows();
+
+// Copies of `bytes` for calls to rotate over.
+int copies_beyond_caches(double bytes);
+
+// Times `call` in alternation with `limit`, which measures anew how long the machine must take for it.
+void measure(BenchResult& result, const std::function<void()>& call, const std::function<double()>& limit,
+             Context& context);
 
 }  // namespace attend::app

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <omp.h>
 #include <unistd.h>
 
@@ -73,6 +74,14 @@ double Limits::reads() {
   return static_cast<double>(share) * context_.threads / seconds;
 }
 
+double Limits::products(WeightType type) {
+  const ProductLimit limit = product_limit(active_isa(context_), type);
+  constexpr int64_t kWork = 1'000'000'000;  // multiply-adds of a thread
+  const int64_t rounds = kWork / limit.multiply_adds;
+  const double seconds = timed(context_.threads, [&](int) { g_sink = limit.run(rounds); });
+  return 2.0 * static_cast<double>(rounds * limit.multiply_adds) * context_.threads / seconds;
+}
+
 Quartiles quartiles(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   auto at = [&](double q) {
@@ -82,6 +91,36 @@ Quartiles quartiles(std::vector<double> values) {
     return values[i] * (1 - part) + values[std::min(i + 1, values.size() - 1)] * part;
   };
   return {at(0.25), at(0.5), at(0.75)};
+}
+
+int copies_beyond_caches(double bytes) {
+  return 2 + static_cast<int>(2 * static_cast<double>(last_cache_bytes()) / bytes);
+}
+
+void measure(BenchResult& result, const std::function<void()>& call, const std::function<double()>& limit,
+             Context& context) {
+  using Clock = std::chrono::steady_clock;
+  auto seconds_of = [&](int calls) {
+    const auto begin = Clock::now();
+    for (int i = 0; i < calls; ++i) call();
+    return std::chrono::duration<double>(Clock::now() - begin).count() / calls;
+  };
+  const double once = seconds_of(1);
+  const int calls = std::max(1, static_cast<int>(0.05 / once));
+  // At least 9 rounds, in alternation: both see the same machine.
+  const int rounds = once > 1 ? 9 : 15;
+  std::vector<double> seconds, shares;
+  for (int round = 0; round < rounds; ++round) {
+    context.throw_if_stopped();
+    const double least = limit(), taken = seconds_of(calls);
+    seconds.push_back(taken);
+    shares.push_back(least / taken);
+  }
+  result.seconds = quartiles(seconds);
+  result.share = quartiles(shares);
+  if (result.share.median > 1.05)
+    result.failure =
+        fmt::format("a share of {:.2f} of the limit can't be: the benchmark is wrong here", result.share.median);
 }
 
 }  // namespace attend::app

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -15,14 +14,15 @@
 namespace attend::app {
 namespace {
 
-double seconds_of(const std::function<void()>& call) {
-  const auto begin = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
+struct Attention {
+  std::string name, spec;
+  int64_t b, hq, hkv, tq, tk, d, dv;
+  DType kv_type;
+  bool cold;
+};
 
 // Visible pairs of one head, by the options that rows use.
-double visible_pairs(const BenchRow& row, const Spec& spec) {
+double visible_pairs(const Attention& row, const Spec& spec) {
   auto tokens = [&](std::string_view option) { return spec.find(option) ? spec.integer(option) : 0; };
   const int64_t window = tokens("window"), sinks = tokens("sinks");
   const bool causal = spec.find("causal") && spec.flag("causal");
@@ -58,7 +58,8 @@ struct Arrays {
 };
 
 // Largest difference from the reference over a sample of queries; throws nothing, says what is wrong.
-double sampled_error(const BenchRow& row, const Entry& entry, const Spec& spec, const Arrays& a, std::string& failure) {
+double sampled_error(const Attention& row, const Entry& entry, const Spec& spec, const Arrays& a,
+                     std::string& failure) {
   constexpr int64_t kSample = 3;
   std::vector<int64_t> queries;
   for (int64_t s = 0; s < std::min(kSample, row.tq); ++s)
@@ -88,12 +89,10 @@ double sampled_error(const BenchRow& row, const Entry& entry, const Spec& spec, 
   return worst;
 }
 
-}  // namespace
-
-std::vector<BenchRow> bench_rows() {
+std::vector<Attention> attentions() {
   const std::string causal = "softmax:causal=true", full = "softmax";
   constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16;
-  std::vector<BenchRow> rows = {
+  std::vector<Attention> rows = {
       {"exact/prefill-f32-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
       {"exact/prefill-f32-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
       {"exact/prefill-f32-full-d64", full, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
@@ -124,7 +123,7 @@ std::vector<BenchRow> bench_rows() {
   return rows;
 }
 
-BenchResult run_row(const BenchRow& row, Limits& limits, Context& context) {
+BenchResult run(const Attention& row, Limits& limits, Context& context) {
   const Entry& entry = registry().at(parse_spec(row.spec).name);
   const Spec spec = registry().complete(parse_spec(row.spec));
   const auto op = registry().make<Operator>(spec);
@@ -135,7 +134,7 @@ BenchResult run_row(const BenchRow& row, Limits& limits, Context& context) {
   fill(a.q.view, 2, 1);
   std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
   const double kv_bytes = static_cast<double>(row.b * row.hkv * row.tk * (row.d + row.dv) * size_of(row.kv_type));
-  const int copies = row.cold ? 2 + static_cast<int>(2 * static_cast<double>(last_cache_bytes()) / kv_bytes) : 1;
+  const int copies = row.cold ? copies_beyond_caches(kv_bytes) : 1;
   for (int i = 0; i < copies; ++i) {
     a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
     a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
@@ -155,31 +154,31 @@ BenchResult run_row(const BenchRow& row, Limits& limits, Context& context) {
   result.error = sampled_error(row, entry, spec, a, result.failure);
   if (!result.failure.empty()) return result;
 
-  // A row takes part of each of at least 9 rounds, in alternation with the limits: both see the same machine.
-  const double once = seconds_of(call);
-  const int calls = std::max(1, static_cast<int>(0.05 / once));
-  const int rounds = once > 1 ? 9 : 15;
-  std::vector<double> seconds, shares;
-  for (int round = 0; round < rounds; ++round) {
-    context.throw_if_stopped();
-    // Of two bursts the faster: what else runs on the machine must not lower the limit.
-    const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
-    const double exps = std::max(limits.exponentials(), limits.exponentials());
-    double limit = result.flops / flops + pairs / exps;
-    if (row.cold) limit = std::max(limit, result.bytes / std::max(limits.reads(), limits.reads()));
-    const double taken = seconds_of([&] {
-                           for (int i = 0; i < calls; ++i) call();
-                         }) /
-                         calls;
-    seconds.push_back(taken);
-    shares.push_back(limit / taken);
-  }
-  result.seconds = quartiles(seconds);
-  result.share = quartiles(shares);
-  if (result.share.median > 1.05)
-    result.failure =
-        fmt::format("a share of {:.2f} of the limit can't be: the benchmark is wrong here", result.share.median);
+  measure(
+      result, call,
+      [&] {
+        // Of two bursts the faster: what else runs on the machine must not lower the limit.
+        const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
+        const double exps = std::max(limits.exponentials(), limits.exponentials());
+        const double seconds = result.flops / flops + pairs / exps;
+        return row.cold ? std::max(seconds, result.bytes / std::max(limits.reads(), limits.reads())) : seconds;
+      },
+      context);
   return result;
+}
+
+}  // namespace
+
+std::vector<BenchRow> attention_rows() {
+  std::vector<BenchRow> rows;
+  for (const Attention& a : attentions())
+    rows.push_back({a.name,
+                    a.spec,
+                    std::string(name_of(a.kv_type)),
+                    {{"B", a.b}, {"Hq", a.hq}, {"Hkv", a.hkv}, {"Tq", a.tq}, {"Tk", a.tk}, {"D", a.d}, {"Dv", a.dv}},
+                    a.cold,
+                    [a](Limits& limits, Context& context) { return run(a, limits, context); }});
+  return rows;
 }
 
 }  // namespace attend::app

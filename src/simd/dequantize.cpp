@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "attend/simd/product.h"
 #include "attend/tensor/error.h"
 #include "simd/panel.h"
@@ -8,8 +10,10 @@
 namespace attend {
 namespace {
 
-// Columns of 32-column block b as value = d * (u - offset), or d * u + m, in f32.
-template <WeightType kType>
+enum class Wanted { kValue, kTerms };
+
+// Columns of 32-column block b as value = d * (u - offset), or d * u + m, in f32; or the magnitudes of its terms.
+template <WeightType kType, Wanted kWanted>
 void dequantize_block(const uint8_t* p, int64_t b, float* out) {
   constexpr PanelFormat kFormat = panel_format(kType);
   float d[2], m = 0;
@@ -31,22 +35,25 @@ void dequantize_block(const uint8_t* p, int64_t b, float* out) {
     for (int64_t c = 0; c < 4; ++c) {
       const int integer = static_cast<int>(group >> (8 * c) & 255) - kFormat.offset;
       const float scaled = d[g / 4] * static_cast<float>(integer);
+      if (kWanted == Wanted::kTerms) {
+        out[4 * g + c] = std::fabs(scaled) + std::fabs(m);
+        continue;
+      }
       out[4 * g + c] = kType == WeightType::kQ4_K ? scaled - m : kFormat.minimum ? scaled + m : scaled;
     }
   }
 }
 
-template <WeightType kType>
+template <WeightType kType, Wanted kWanted>
 void dequantize_all(const uint8_t* p, int64_t count, float* out) {
   constexpr WeightFormat kFormat = format_of(kType);
   constexpr int64_t kBlocks = kFormat.block_elements / kBlock;
   for (int64_t i = 0; i < count; i += kFormat.block_elements, p += kFormat.block_bytes)
-    for (int64_t b = 0; b < kBlocks; ++b) dequantize_block<kType>(p, b, out + i + b * kBlock);
+    for (int64_t b = 0; b < kBlocks; ++b) dequantize_block<kType, kWanted>(p, b, out + i + b * kBlock);
 }
 
-}  // namespace
-
-void dequantize(WeightType type, const void* blocks, int64_t count, float* out) {
+template <Wanted kWanted>
+void dequantize_any(WeightType type, const void* blocks, int64_t count, float* out) {
   const WeightFormat& format = format_of(type);
   if (count < 0 || count % format.block_elements)
     throw Error(ErrorKind::kArgument, "dequantize", "count", fmt::format("{}", count),
@@ -64,16 +71,28 @@ void dequantize(WeightType type, const void* blocks, int64_t count, float* out) 
       for (int64_t i = 0; i < count; ++i) out[i] = to_f32(BF16{quant::load_f16(p + 2 * i).bits});
       return;
     case WeightType::kQ8_0:
-      return dequantize_all<WeightType::kQ8_0>(p, count, out);
+      return dequantize_all<WeightType::kQ8_0, kWanted>(p, count, out);
     case WeightType::kQ4_1:
-      return dequantize_all<WeightType::kQ4_1>(p, count, out);
+      return dequantize_all<WeightType::kQ4_1, kWanted>(p, count, out);
     case WeightType::kQ5_0:
-      return dequantize_all<WeightType::kQ5_0>(p, count, out);
+      return dequantize_all<WeightType::kQ5_0, kWanted>(p, count, out);
     case WeightType::kQ4_K:
-      return dequantize_all<WeightType::kQ4_K>(p, count, out);
+      return dequantize_all<WeightType::kQ4_K, kWanted>(p, count, out);
     case WeightType::kQ6_K:
-      return dequantize_all<WeightType::kQ6_K>(p, count, out);
+      return dequantize_all<WeightType::kQ6_K, kWanted>(p, count, out);
   }
+}
+
+}  // namespace
+
+void dequantize(WeightType type, const void* blocks, int64_t count, float* out) {
+  dequantize_any<Wanted::kValue>(type, blocks, count, out);
+}
+
+void dequantised_terms(WeightType type, const void* blocks, int64_t count, float* out) {
+  dequantize_any<Wanted::kTerms>(type, blocks, count, out);
+  if (!is_quantised(type))
+    for (int64_t i = 0; i < count; ++i) out[i] = std::fabs(out[i]);
 }
 
 }  // namespace attend

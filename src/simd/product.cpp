@@ -16,22 +16,6 @@
 namespace attend {
 namespace {
 
-const ProductKernels& kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  switch (isa) {
-    case Isa::kAvx2:
-      return avx2::kProductKernels;
-    case Isa::kAvx512:
-      return avx512::kProductKernels;
-    case Isa::kAvx512Vnni:
-      return avx512vnni::kProductKernels;
-    default:
-      break;
-  }
-#endif
-  throw Error(ErrorKind::kUnsupported, "product", "isa", name_of(isa), "has no product kernels");
-}
-
 [[noreturn]] void refuse(std::string_view argument, int64_t got, std::string_view rule) {
   throw Error(ErrorKind::kArgument, "product", argument, fmt::format("{}", got), rule);
 }
@@ -177,7 +161,7 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
               std::span<const int64_t> y_stride, int64_t t, Context& context) {
   check(w, x, x_stride, y, y_stride, t);
   if (w.empty() || t == 0) return;
-  const ProductKernels& kernels = kernels_of(active_isa(context));
+  const ProductKernels& kernels = product_kernels(active_isa(context));
   const Activations activations(w, x, x_stride, t, kernels);
   std::vector<Part> parts;
   parts.reserve(w.size());

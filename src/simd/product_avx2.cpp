@@ -39,10 +39,14 @@ ATTEND_INLINE Int dot_pair(Int sum, Int w0, Int w1, Int x0, Int x1) {
 
 #include "simd/product_f32.inc"
 
+#include "simd/product_limits.inc"
+
 }  // namespace
 
 extern const ProductKernels kProductKernels = {ATTEND_INTEGER_WIDTH, ATTEND_F32_WIDTH, quantise_int8,
                                                quantise_int16,       integer_panels,   f32_panels};
+
+extern const ProductLimits kProductLimits = {integer_limit<false>, integer_limit<true>, kLimitMultiplyAdds};
 
 }  // namespace attend::avx2
 

@@ -60,14 +60,27 @@ struct ProductKernels {
   void (*f32)(const ProductJob& job, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
 };
 
+// The instructions of integer products alone, on registers: `rounds` times the multiply-adds given.
+struct ProductLimits {
+  float (*int8)(int64_t rounds) noexcept;
+  float (*int16)(int64_t rounds) noexcept;
+  int64_t multiply_adds;  // a round
+};
+
 namespace avx2 {
 extern const ProductKernels kProductKernels;
-}
+extern const ProductLimits kProductLimits;
+}  // namespace avx2
 namespace avx512 {
 extern const ProductKernels kProductKernels;
-}
+extern const ProductLimits kProductLimits;
+}  // namespace avx512
 namespace avx512vnni {
 extern const ProductKernels kProductKernels;
-}
+extern const ProductLimits kProductLimits;
+}  // namespace avx512vnni
+
+// Throws Error(kUnsupported) if this build has none for it.
+const ProductKernels& product_kernels(Isa isa);
 
 }  // namespace attend

@@ -50,6 +50,16 @@ TEST_P(DequantizeTest, PackedRowsGiveTheRecordedBits) {
   }
 }
 
+TEST_P(DequantizeTest, TermsAddUpToMagnitudes) {
+  std::vector<float> terms(static_cast<size_t>(count()));
+  dequantised_terms(GetParam(), blocks_.data(), count(), terms.data());
+  const float* values = values_.view.as<float>();
+  const std::vector<uint8_t> bytes(blocks_.begin(), blocks_.end());
+  const std::vector<float> expected = test::terms_of(GetParam(), bytes, {values, values + count()});
+  for (size_t i = 0; i < terms.size(); ++i)
+    ASSERT_NEAR(terms[i], expected[i], 1e-6 * static_cast<double>(terms[i])) << "element " << i;
+}
+
 TEST_P(DequantizeTest, RefusesPartsOfBlocks) {
   std::vector<float> out(512);
   EXPECT_THROW(dequantize(GetParam(), blocks_.data(), -1, out.data()), Error);

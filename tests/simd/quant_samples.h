@@ -65,7 +65,8 @@ inline std::vector<uint8_t> random_blocks(WeightType type, int64_t n, int64_t k,
 // the same block with its integers cleared.
 inline std::vector<float> terms_of(WeightType type, const std::vector<uint8_t>& blocks, const std::vector<float>& w) {
   const int64_t header = type == WeightType::kQ4_1 ? 4 : type == WeightType::kQ4_K ? 16 : -1;
-  std::vector<float> terms(w);
+  std::vector<float> terms(w.size());
+  for (size_t i = 0; i < w.size(); ++i) terms[i] = std::fabs(w[i]);
   if (header < 0) return terms;
   std::vector<uint8_t> cleared(blocks);
   const size_t size = static_cast<size_t>(format_of(type).block_bytes);

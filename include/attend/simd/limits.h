@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "attend/tensor/isa.h"
+#include "attend/tensor/weight_type.h"
 
 namespace attend {
 
@@ -18,5 +19,15 @@ struct LimitKernels {
 
 // Throws Error(kUnsupported) if this build has no kernels for it.
 const LimitKernels& limit_kernels(Isa isa);
+
+// The arithmetic of products with weights of one type, on registers alone: the integer dot products that the
+// instruction set has for it, or f32 multiply-adds. `run` returns a value that depends on all of them.
+struct ProductLimit {
+  float (*run)(int64_t rounds) noexcept;
+  int64_t multiply_adds;  // of a round
+};
+
+// Throws Error(kUnsupported) as above.
+ProductLimit product_limit(Isa isa, WeightType type);
 
 }  // namespace attend

@@ -70,4 +70,7 @@ void unpack_row(const PackedWeight& w, int64_t row, float* out);
 // `count` elements of GGUF blocks (count a multiple of the block) as f32, in f32 arithmetic as the format defines.
 void dequantize(WeightType type, const void* blocks, int64_t count, float* out);
 
+// The magnitudes of what is added up to make each element, |d u| + |m|: what bound::quantised_product takes.
+void dequantised_terms(WeightType type, const void* blocks, int64_t count, float* out);
+
 }  // namespace attend

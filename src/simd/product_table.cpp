@@ -1,0 +1,33 @@
+#include "attend/simd/limits.h"
+#include "attend/tensor/error.h"
+#include "simd/product_kernels.h"
+
+namespace attend {
+
+const ProductKernels& product_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2) return avx2::kProductKernels;
+  if (isa == Isa::kAvx512) return avx512::kProductKernels;
+  if (isa == Isa::kAvx512Vnni) return avx512vnni::kProductKernels;
+#endif
+  throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
+}
+
+ProductLimit product_limit(Isa isa, WeightType type) {
+  const Activation form = activation_of(type);
+  if (form == Activation::kF32) {
+    const LimitKernels& k = limit_kernels(isa);
+    return {k.multiply_add, k.flops_per_round / 2};
+  }
+#if defined(__x86_64__)
+  auto of = [&](const ProductLimits& limits) {
+    return ProductLimit{form == Activation::kInt16 ? limits.int16 : limits.int8, limits.multiply_adds};
+  };
+  if (isa == Isa::kAvx2) return of(avx2::kProductLimits);
+  if (isa == Isa::kAvx512) return of(avx512::kProductLimits);
+  if (isa == Isa::kAvx512Vnni) return of(avx512vnni::kProductLimits);
+#endif
+  throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
+}
+
+}  // namespace attend
