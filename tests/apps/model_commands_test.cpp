@@ -96,6 +96,16 @@ TEST_F(ModelCommands, CompareReportsAndDraws) {
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
 }
 
+TEST_F(ModelCommands, InterruptsCleanly) {
+  SmallModel endless;
+  endless.context = 1 << 24;
+  const SmallModel::File file = endless.file();
+  const Outcome outcome =
+      run_app({"run", "-m", file.path, "-p", "hello", "-n", "16000000", "--ignore-eos"}, {.interrupt_after_ms = 800});
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_EQ(outcome.error, "");
+}
+
 TEST_F(ModelCommands, RefuseInOneLine) {
   const std::string binary = write("binary", std::string("text\0more", 9)), empty = write("empty", "");
   const std::string folder = file_.folder;

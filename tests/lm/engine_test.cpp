@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attend/simd/isa.h"
 #include "support/expect_error.h"
 #include "support/small_model.h"
 
@@ -170,17 +171,22 @@ TEST(Engine, MatchesItsEquations) {
     const std::vector<int32_t> ids = some_ids(19);
     const std::vector<Row> wanted = Naive(small, bytes).logits(ids);
     const auto model = load(small);
-    Session session = open(model);
-    Context context(2);
-    const std::vector<float> got = all_logits(session, ids, 8, context);
-    double worst = 0, largest = 0;
-    for (size_t i = 0; i < wanted.size(); ++i)
-      for (size_t c = 0; c < wanted[i].size(); ++c) {
-        worst = std::max(worst, std::fabs(got[i * 269 + c] - wanted[i][c]));
-        largest = std::max(largest, std::fabs(wanted[i][c]));
-      }
-    EXPECT_LE(worst, 1e-4 * largest);
-    EXPECT_GT(largest, 0.1);
+    for (const IsaInfo& info : isa_list()) {
+      if (!info.usable) continue;
+      SCOPED_TRACE(name_of(info.isa));
+      Session session = open(model);
+      Context context(2);
+      context.isa = info.isa;
+      const std::vector<float> got = all_logits(session, ids, 8, context);
+      double worst = 0, largest = 0;
+      for (size_t i = 0; i < wanted.size(); ++i)
+        for (size_t c = 0; c < wanted[i].size(); ++c) {
+          worst = std::max(worst, std::fabs(got[i * 269 + c] - wanted[i][c]));
+          largest = std::max(largest, std::fabs(wanted[i][c]));
+        }
+      EXPECT_LE(worst, 1e-4 * largest);
+      EXPECT_GT(largest, 0.1);
+    }
   }
 }
 
