@@ -87,7 +87,8 @@ class Scheduler {
         for (int64_t h = 0; h < p_.kv_heads; ++h)
           blocks_.push_back({b, h, first, std::min(tokens_, p_.queries - first)});
     const int threads = context_.threads;
-    if (static_cast<int>(context_.scratch.size()) < threads) context_.scratch.resize(static_cast<size_t>(threads));
+    // One for each thread, one for partials that threads share.
+    if (static_cast<int>(context_.scratch.size()) <= threads) context_.scratch.resize(static_cast<size_t>(threads) + 1);
     const int64_t bytes = Workspace::bytes(tokens_, p_.group, p_.d, p_.dv);
     for (int t = 0; t < threads; ++t) {
       Workspace w;
@@ -142,8 +143,8 @@ class Scheduler {
       first_task[i + 1] = tasks.size();
     }
     const int64_t scalars = align64(rows * 4) / 4;
-    Buffer storage((2 * scalars + rows * stride_ + 16) * 4);
-    float* base = storage.as<float>();
+    float* base =
+        reinterpret_cast<float*>(context_.scratch[workspaces_.size()].reserve((2 * scalars + rows * stride_ + 16) * 4));
     auto partial = [&](int64_t row) {
       return PartialRows{base + row, base + scalars + row, base + 2 * scalars + row * stride_, stride_};
     };

@@ -35,7 +35,7 @@ struct Context {
   std::optional<Isa> isa;  // none: ATTEND_ISA, else the best usable one
   std::stop_token stop;
   Progress* progress = nullptr;
-  std::vector<Scratch> scratch;  // one per thread; grown before a parallel region
+  std::vector<Scratch> scratch;  // one per thread and one shared; grown before a parallel loop
 
   void throw_if_stopped() const;  // Error(kCancelled)
 };
