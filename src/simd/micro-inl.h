@@ -12,33 +12,32 @@ inline constexpr int kVecs = 2;
 #else
 inline constexpr int kVecs = 4;
 #endif
-inline constexpr int64_t kPanelCols = kVecs * kLanes;
 
-// s[r, c] = sum_k q[r, k] panel[k, c], ascending k.
-template <int kRows>
+// s[r, c] = sum_k q[r, k] panel[k, c] for a panel of kCols vectors, ascending k.
+template <int kRows, int kCols>
 HWY_INLINE void score_panel(const float* HWY_RESTRICT q, int64_t d_count, const float* HWY_RESTRICT panel,
                             float* HWY_RESTRICT s, int64_t s_stride) {
   const F32 d;
-  Vec acc[kRows][kVecs];
+  Vec acc[kRows][kCols];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::Zero(d);
+    for (int v = 0; v < kCols; ++v) acc[r][v] = hn::Zero(d);
   for (int64_t k = 0; k < d_count; ++k) {
-    Vec b[kVecs];
+    Vec b[kCols];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) b[v] = hn::LoadU(d, panel + k * kPanelCols + v * kLanes);
+    for (int v = 0; v < kCols; ++v) b[v] = hn::LoadU(d, panel + k * kCols * kLanes + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vec a = hn::Set(d, q[r * d_count + k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
+      for (int v = 0; v < kCols; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) hn::StoreU(acc[r][v], d, s + r * s_stride + v * kLanes);
+    for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, s + r * s_stride + v * kLanes);
 }
 
 HWY_INLINE Vec load_f32(const float* p) {
@@ -186,9 +185,9 @@ HWY_INLINE void pack_lanes(const T* HWY_RESTRICT keys, int64_t stride, int64_t d
 // panel[k, c] = keys[c, k] for c < count: a transpose, in f32.
 template <class T>
 HWY_NOINLINE void pack_keys(const T* HWY_RESTRICT keys, int64_t stride, int64_t count, int64_t d_count,
-                            float* HWY_RESTRICT panel) {
+                            float* HWY_RESTRICT panel, int64_t panel_stride) {
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) pack_lanes(keys + c * stride, stride, d_count, panel + c, kPanelCols);
+  for (; c + kLanes <= count; c += kLanes) pack_lanes(keys + c * stride, stride, d_count, panel + c, panel_stride);
   if (c == count) return;
   // The last few keys through copies with room around them.
   T rows[kLanes * 512];
@@ -196,7 +195,7 @@ HWY_NOINLINE void pack_keys(const T* HWY_RESTRICT keys, int64_t stride, int64_t 
   for (int64_t r = 0; r < kLanes; ++r)
     std::copy_n(keys + (c + std::min(r, count - c - 1)) * stride, d_count, rows + r * d_count);
   pack_lanes(rows, d_count, d_count, lanes, kLanes);
-  for (int64_t k = 0; k < d_count; ++k) std::copy_n(lanes + k * kLanes, count - c, panel + k * kPanelCols + c);
+  for (int64_t k = 0; k < d_count; ++k) std::copy_n(lanes + k * kLanes, count - c, panel + k * panel_stride + c);
 }
 
 // Rows of values as f32, padded with zeros to `padded` elements.

@@ -70,6 +70,9 @@ class Split {
         padded_(padded_dv(job.dv)) {
     dense_ = !job.k_position || job.k_position[job.cols - 1] - job.k_position[0] == job.cols - 1;
     one_block_ = rows_ <= kBlockRows;
+    // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
+    const int vecs = job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
+    panel_cols_ = vecs * static_cast<int>(kLanes);
     pack_values_ = rows_ >= kPackValuesRows ? job.v_type != DType::kF32 || job.dv % 16 != 0 : job.dv % 16 != 0;
     if (job.hook)
       for (int c = 0; c < kStripCols; ++c) {
@@ -130,21 +133,22 @@ class Split {
   }
 
   const float* packed_panel(int panel) {
-    float* to = panels_ + (one_block_ ? 0 : panel * job_.d * kPanelCols);
+    float* to = panels_ + (one_block_ ? 0 : panel * job_.d * panel_cols_);
     if (!one_block_ && (packed_panels_ >> panel & 1)) return to;
     packed_panels_ |= uint64_t{1} << panel;
-    const int begin = static_cast<int>(panel * kPanelCols), end = begin + static_cast<int>(kPanelCols);
-    if (end > job_.cols) std::fill_n(to, job_.d * kPanelCols, 0.0f);
+    const int begin = panel * panel_cols_, end = begin + panel_cols_;
+    if (end > job_.cols) std::fill_n(to, job_.d * panel_cols_, 0.0f);
     each_run(begin, std::min(end, job_.cols), [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.k_type, run.k,
-            [&](const auto* k) { pack_keys(k + row * run.k_stride, run.k_stride, count, job_.d, to + (col - begin)); });
+      typed(job_.k_type, run.k, [&](const auto* k) {
+        pack_keys(k + row * run.k_stride, run.k_stride, count, job_.d, to + (col - begin), panel_cols_);
+      });
     });
     return to;
   }
 
   void scores(int first, int count, const Union* groups, int group_count, const Union& all) {
-    for (int panel = 0; panel * kPanelCols < kStripCols; ++panel) {
-      const int begin = static_cast<int>(panel * kPanelCols), end = begin + static_cast<int>(kPanelCols);
+    for (int panel = 0; panel * panel_cols_ < kStripCols; ++panel) {
+      const int begin = panel * panel_cols_, end = begin + panel_cols_;
       if (!all.touches(begin, end)) continue;
       const float* packed = packed_panel(panel);
       for (int g = 0; g < group_count; ++g) {
@@ -157,19 +161,25 @@ class Split {
   }
 
   void score_rows(int rows, const float* q, const float* panel, float* s) const {
+    if (panel_cols_ == kVecs * kLanes) return score_rows<kVecs>(rows, q, panel, s);
+    score_rows<2>(rows, q, panel, s);
+  }
+
+  template <int kCols>
+  void score_rows(int rows, const float* q, const float* panel, float* s) const {
     switch (rows) {
       case 6:
-        return score_panel<6>(q, job_.d, panel, s, kStripCols);
+        return score_panel<6, kCols>(q, job_.d, panel, s, kStripCols);
       case 5:
-        return score_panel<5>(q, job_.d, panel, s, kStripCols);
+        return score_panel<5, kCols>(q, job_.d, panel, s, kStripCols);
       case 4:
-        return score_panel<4>(q, job_.d, panel, s, kStripCols);
+        return score_panel<4, kCols>(q, job_.d, panel, s, kStripCols);
       case 3:
-        return score_panel<3>(q, job_.d, panel, s, kStripCols);
+        return score_panel<3, kCols>(q, job_.d, panel, s, kStripCols);
       case 2:
-        return score_panel<2>(q, job_.d, panel, s, kStripCols);
+        return score_panel<2, kCols>(q, job_.d, panel, s, kStripCols);
       default:
-        return score_panel<1>(q, job_.d, panel, s, kStripCols);
+        return score_panel<1, kCols>(q, job_.d, panel, s, kStripCols);
     }
   }
 
@@ -340,7 +350,7 @@ class Split {
   template <bool kAhead, class T>
   void add_columns(int first, int rows, const float* p, const T* v, int64_t v_stride, int count) {
     int64_t c = 0;
-    for (; c + kPanelCols <= padded_; c += kPanelCols)
+    for (; c + kVecs * kLanes <= padded_; c += kVecs * kLanes)
       add_rows<kVecs, kAhead>(first, rows, p, v + c, v_stride, count, c);
     if constexpr (kVecs == 4)
       if (c + 2 * kLanes <= padded_) add_rows<2, kAhead>(first, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
@@ -376,6 +386,7 @@ class Split {
   int32_t* positions_;
   int64_t padded_;
   bool dense_ = true, one_block_ = false, pack_values_ = false;
+  int panel_cols_ = 0;
   uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
 };
