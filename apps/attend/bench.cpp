@@ -65,19 +65,20 @@ int bench(const Arguments& a) {
 
   const std::string_view isa = name_of(active_isa(context));
   Limits limits(context);
-  std::vector<double> flops, exps, reads;
-  for (int i = 0; i < 9; ++i) {
-    flops.push_back(limits.multiply_adds());
-    exps.push_back(limits.exponentials());
-    reads.push_back(limits.reads());
+  // The highest rate of some: what else runs must not count as the machine.
+  double flops = 0, exps = 0, reads = 0;
+  for (int i = 0; i < 15; ++i) {
+    flops = std::max(flops, limits.multiply_adds());
+    exps = std::max(exps, limits.exponentials());
+    reads = std::max(reads, limits.reads());
   }
   Json out = {{"machine",
                {{"cpu", processor_name()},
                 {"isa", isa},
                 {"threads", context.threads},
-                {"f32_gflops", quartiles(flops).median / 1e9},
-                {"exp_gops", quartiles(exps).median / 1e9},
-                {"read_gbps", quartiles(reads).median / 1e9},
+                {"f32_gflops", flops / 1e9},
+                {"exp_gops", exps / 1e9},
+                {"read_gbps", reads / 1e9},
                 {"last_cache_bytes", last_cache_bytes()}}},
               {"rows", Json::array()}};
   Table table({{"row", true}, {"ms"}, {"quartiles"}, {"GFLOP/s"}, {"GB/s"}, {"share of limit"}, {"error"}});
@@ -102,8 +103,8 @@ int bench(const Arguments& a) {
     print_json(out);
   } else {
     fmt::print("{}, {}, {} threads: {} GFLOP/s f32, {} Gexp/s, {} GB/s read from memory\n\n{}", processor_name(), isa,
-               context.threads, number_text(quartiles(flops).median / 1e9), number_text(quartiles(exps).median / 1e9),
-               number_text(quartiles(reads).median / 1e9), table.text(has_colour(Stream::kOut)));
+               context.threads, number_text(flops / 1e9), number_text(exps / 1e9), number_text(reads / 1e9),
+               table.text(has_colour(Stream::kOut)));
     fmt::print(
         "\nA limit of attention is visible pairs at the f32 multiply-add rate plus one exp each; of products, "
         "multiply-adds\n"

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,25 +7,22 @@
 
 #include "attend/simd/isa.h"
 #include "attend/simd/limits.h"
+#include "attend/tensor/parallel.h"
 #include "bench.h"
 
 namespace attend::app {
 namespace {
 
-// Seconds that f(thread) takes on all threads together.
+// Work is handed out in this many parts a thread, by the same pool that kernels use.
+constexpr int64_t kParts = 16;
+
+// Seconds that f(part, worker) takes over all parts.
 template <class F>
-double timed(int threads, F f) {
-  double seconds = 0;
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp barrier
-    const auto begin = std::chrono::steady_clock::now();
-    f(omp_get_thread_num());
-#pragma omp barrier
-#pragma omp master
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-  return seconds;
+double timed(int threads, const F& f) {
+  parallel_for(threads, threads * kParts, [](int64_t, int) {});  // helpers wake up before the clock starts
+  const auto begin = std::chrono::steady_clock::now();
+  parallel_for(threads, threads * kParts, f);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 volatile double g_sink;  // keeps the loops' results alive
@@ -44,42 +40,42 @@ Limits::Limits(Context& context) : context_(context), memory_((4 * last_cache_by
 
 double Limits::multiply_adds() {
   const LimitKernels& k = limit_kernels(active_isa(context_));
-  constexpr int64_t kRounds = 400'000;
-  const double seconds = timed(context_.threads, [&](int) { g_sink = k.multiply_add(kRounds); });
-  return static_cast<double>(k.flops_per_round) * kRounds * context_.threads / seconds;
+  constexpr int64_t kRounds = 25'000;
+  const double seconds = timed(context_.threads, [&](int64_t, int) { g_sink = k.multiply_add(kRounds); });
+  return static_cast<double>(k.flops_per_round * kRounds * kParts * context_.threads) / seconds;
 }
 
 double Limits::exponentials() {
   const LimitKernels& k = limit_kernels(active_isa(context_));
-  constexpr int kCount = 4096, kRepeats = 2000;
+  constexpr int kCount = 4096, kRepeats = 128;
   std::vector<Buffer> x;
   for (int t = 0; t < context_.threads; ++t) {
     x.emplace_back(kCount * 4);
     std::fill_n(x.back().as<float>(), kCount, -1.0f);
   }
-  const double seconds = timed(context_.threads, [&](int t) {
-    for (int i = 0; i < kRepeats; ++i) k.exponential(x[static_cast<size_t>(t)].as<float>(), kCount);
+  const double seconds = timed(context_.threads, [&](int64_t, int worker) {
+    for (int i = 0; i < kRepeats; ++i) k.exponential(x[static_cast<size_t>(worker)].as<float>(), kCount);
   });
-  return static_cast<double>(kCount) * kRepeats * context_.threads / seconds;
+  return static_cast<double>(kCount * kRepeats * kParts * context_.threads) / seconds;
 }
 
 double Limits::reads() {
   const LimitKernels& k = limit_kernels(active_isa(context_));
   // A quarter of the memory a time: what was read before is out of the caches when its turn comes again.
-  const int64_t part = memory_.bytes() / 4, share = part / context_.threads / 1024 * 1024;
+  const int64_t part = memory_.bytes() / 4, share = part / (kParts * context_.threads) / 1024 * 1024;
   const std::byte* base = memory_.data() + next_ * part;
   next_ = (next_ + 1) % 4;
   const double seconds =
-      timed(context_.threads, [&](int t) { g_sink = static_cast<double>(k.read(base + t * share, share)); });
-  return static_cast<double>(share) * context_.threads / seconds;
+      timed(context_.threads, [&](int64_t i, int) { g_sink = static_cast<double>(k.read(base + i * share, share)); });
+  return static_cast<double>(share * kParts * context_.threads) / seconds;
 }
 
 double Limits::products(WeightType type) {
   const ProductLimit limit = product_limit(active_isa(context_), type);
-  constexpr int64_t kWork = 1'000'000'000;  // multiply-adds of a thread
+  constexpr int64_t kWork = 1'000'000'000 / kParts;  // multiply-adds of a part
   const int64_t rounds = kWork / limit.multiply_adds;
-  const double seconds = timed(context_.threads, [&](int) { g_sink = limit.run(rounds); });
-  return 2.0 * static_cast<double>(rounds * limit.multiply_adds) * context_.threads / seconds;
+  const double seconds = timed(context_.threads, [&](int64_t, int) { g_sink = limit.run(rounds); });
+  return 2.0 * static_cast<double>(rounds * limit.multiply_adds * kParts * context_.threads) / seconds;
 }
 
 Quartiles quartiles(std::vector<double> values) {
