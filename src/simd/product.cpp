@@ -100,13 +100,14 @@ class Activations {
   std::array<std::byte*, kActivationCount> tiles_{};
 };
 
-// One weight's share of a step, in units of two panels by a block of rows whose activations stay in the second cache.
+// One weight's share of a step, in units of two panels by a block of rows: few enough that their activations stay in
+// the second cache, many enough to pay for widening the panels.
 struct Part {
   ProductJob job;
   void (*run)(const ProductJob& job, int64_t panel_begin, int64_t panel_end, int64_t row_begin, int64_t row_end);
   int64_t rows_a_unit, column_units, units;
 
-  static constexpr int64_t kPanels = 2, kRows = 192;
+  static constexpr int64_t kPanels = 2, kMostRows = 320;
 
   Part(const PackedWeight& w, const Activations& x, int64_t t, float* y, int64_t y_stride,
        const ProductKernels& kernels) {
@@ -114,7 +115,8 @@ struct Part {
     job = {w.type, w.data.data(), w.n, w.k, x.tiles(form), t, y, y_stride};
     run = form == Activation::kF32 ? kernels.f32 : kernels.integer;
     const int64_t width = width_of(form, kernels);
-    rows_a_unit = kRows / width * width;
+    const int64_t blocks = (t - 1) / kMostRows + 1;
+    rows_a_unit = ((t - 1) / blocks + width) / width * width;
     column_units = (w.n - 1) / (kPanels * kPanelRows) + 1;
     units = column_units * ((t - 1) / rows_a_unit + 1);
   }
