@@ -297,6 +297,16 @@ TEST_P(ProductTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(product(c.packed, x.data(), 256, y.data(), 16, -1, context), Error);
   EXPECT_THROW(product(PackedWeight{}, x.data(), 256, y.data(), 16, 1, context), Error);
   EXPECT_NO_THROW(product(c.packed, nullptr, 256, nullptr, 16, 0, context));
+
+  const Case longer(GetParam(), ComputeMode::kDefault, 16, 512, random_);
+  const PackedWeight* const mixed[] = {&c.packed, &longer.packed};
+  const PackedWeight* const absent[] = {&c.packed, nullptr};
+  float* const out[] = {y.data(), y.data() + 16};
+  const int64_t stride[] = {16, 16};
+  EXPECT_THROW(products(mixed, x.data(), 512, out, stride, 1, context), Error);
+  EXPECT_THROW(products(absent, x.data(), 512, out, stride, 1, context), Error);
+  EXPECT_THROW(products({mixed, 1}, x.data(), 512, out, stride, 1, context), Error);
+  EXPECT_NO_THROW(products({}, nullptr, 0, {}, {}, 1, context));
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, ProductTest, testing::ValuesIn(kAllTypes),
