@@ -9,8 +9,8 @@ export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros}
 if [ ! -e "build/$preset/build.ninja" ]; then
   echo "build: configuring build/$preset"
   mkdir -p build
-  if ! cmake --preset "$preset" >"build/$preset.log" 2>&1; then
-    cat "build/$preset.log" >&2
+  if ! cmake --preset "$preset" >"build/configure-$preset.log" 2>&1; then
+    cat "build/configure-$preset.log" >&2
     exit 1
   fi
 fi

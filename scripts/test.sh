@@ -30,8 +30,8 @@ count() {
 ctest --test-dir build/release --output-on-failure --no-tests=error 2>&1 | tee build/ctest.log
 count build/ctest.log
 
-scripts/fuzz.sh "$FUZZ_SECONDS" 2>&1 | tee build/fuzz.log
-summary=$(tail -n1 build/fuzz.log)
+scripts/fuzz.sh "$FUZZ_SECONDS" 2>&1 | tee build/fuzzers.log
+summary=$(tail -n1 build/fuzzers.log)
 if [[ $summary =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
   passed=$((passed + BASH_REMATCH[1]))
   failed=$((failed + BASH_REMATCH[2]))
