@@ -57,18 +57,16 @@ class Generator {
   Answer answer(const std::vector<int32_t>& prompt) {
     Answer answer;
     answer.prompt_tokens = static_cast<int64_t>(prompt.size());
-    std::vector<float> logits;
     Clock::time_point begin = Clock::now();
-    session_.prefill(
-        prompt, options_.model.chunk, options_.count > 0 ? Outputs::kLast : Outputs::kNone,
-        [&](int64_t, const View& row) { logits.assign(row.as<float>(), row.as<float>() + row.shape[1]); }, context_);
+    session_.prefill(prompt, options_.model.chunk, options_.count > 0 ? Outputs::kLast : Outputs::kNone, nullptr,
+                     context_);
     answer.prefill_s = since(begin);
     bar_.wipe();
     for (int32_t id : prompt) sampler_.accept(id);
 
     Utf8Stream characters;
     StopStrings stops(options_.stops);
-    std::span<const float> next = logits;
+    std::span<const float> next = session_.last_logits();
     for (int64_t i = 0; i < options_.count; ++i) {
       const int32_t id = sampler_.sample(next);
       sampler_.accept(id);

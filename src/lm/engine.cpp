@@ -125,6 +125,7 @@ void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, 
                   Context& context) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   const int64_t wanted = outputs == Outputs::kAll ? rows : outputs == Outputs::kLast ? 1 : 0;
+  last_ = {};
   const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, context);
   position_ += rows;
   if (wanted == 0) return;
@@ -137,6 +138,7 @@ void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, 
     const int64_t n = std::min(batch, wanted - r);
     product(model_->matrix(model_->graph().output_matrix), hidden.as<float>() + r * width, width, logits_.as<float>(),
             vocabulary, n, context);
+    last_ = {logits_.as<float>() + (n - 1) * vocabulary, static_cast<size_t>(vocabulary)};
     if (sink) sink(first + rows - wanted + r, dense_view(logits_.data(), DType::kF32, {n, vocabulary}));
   }
 }
@@ -162,7 +164,7 @@ std::span<const float> Session::decode(int32_t id, Context& context) {
   check({&id, 1});
   run({&id, 1}, 0, Outputs::kLast, nullptr, context);
   retain(false);
-  return {logits_.as<float>(), static_cast<size_t>(model_->graph().vocabulary)};
+  return last_;
 }
 
 void Session::retain(bool prompt_end) {
@@ -187,6 +189,7 @@ void Session::retain(bool prompt_end) {
 
 void Session::clear() {
   store_->clear();
+  last_ = {};
   position_ = retained_at_ = 0;
 }
 

@@ -23,7 +23,6 @@ double seconds(Clock::duration span) {
 
 struct Run {
   Session session;
-  std::vector<float> first;  // logits after the prompt
   std::span<const float> logits;
   double lse = 0;
   int64_t top = 0;
@@ -41,19 +40,15 @@ struct Quiet {
 
 void prefill(Run& run, std::span<const int32_t> ids, int64_t chunk, Context& context) {
   const Clock::time_point begin = Clock::now();
-  run.session.prefill(
-      ids, chunk, Outputs::kLast,
-      [&](int64_t, const View& logits) { run.first.assign(logits.as<float>(), logits.as<float>() + logits.shape[1]); },
-      context);
+  run.session.prefill(ids, chunk, Outputs::kLast, nullptr, context);
   run.prefill = Clock::now() - begin;
-  run.logits = run.first;
+  run.logits = run.session.last_logits();
 }
 
 void step(Run& run, int32_t id, Context& context) {
   const Clock::time_point begin = Clock::now();
   run.logits = run.session.decode(id, context);
   run.decode += Clock::now() - begin;
-  run.first = {};
 }
 
 }  // namespace
@@ -92,7 +87,7 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
   }
   std::vector<Run> runs;
   runs.reserve(to_run.size());
-  for (const Policy& policy : to_run) runs.push_back({Session(model, policy, registry, options.context), {}, {}});
+  for (const Policy& policy : to_run) runs.push_back({Session(model, policy, registry, options.context), {}});
 
   const int64_t total = static_cast<int64_t>(runs.size()) * prompt;
   int64_t done = 0;

@@ -262,6 +262,17 @@ TEST(Engine, StopsWhenAsked) {
   EXPECT_EQ(session.position(), 30);
 }
 
+TEST(Engine, KeepsTheLastRow) {
+  const auto model = load(SmallModel{});
+  Context context(1);
+  Session session = open(model);
+  const std::vector<float> all = all_logits(session, some_ids(37), 20, context);
+  ASSERT_EQ(session.last_logits().size(), 269u);
+  EXPECT_EQ(std::memcmp(session.last_logits().data(), all.data() + 36 * 269, 269 * sizeof(float)), 0);
+  session.prefill(some_ids(3), 20, Outputs::kNone, {}, context);
+  EXPECT_TRUE(session.last_logits().empty());
+}
+
 TEST(Engine, MemoryFollowsUse) {
   SmallModel small;
   small.context = 1 << 30;

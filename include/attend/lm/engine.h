@@ -53,6 +53,10 @@ class Session {
   // Appends one token and returns the logits [vocabulary] of the next, valid until the next call.
   std::span<const float> decode(int32_t id, Context& context);
 
+  // Logits [vocabulary] of the last row that prefill or decode gave out; empty if there is none. Valid until the next
+  // call.
+  std::span<const float> last_logits() const { return last_; }
+
   void clear();
 
   int64_t position() const { return position_; }  // tokens seen
@@ -76,8 +80,9 @@ class Session {
   std::vector<std::unique_ptr<Retention>> implied_;    // of each layer; null: nothing is ever dropped
   std::unique_ptr<Retention> retention_;               // the policy's own, if any
   std::unique_ptr<Executor> executor_;
-  Buffer logits_;          // [kOutputRows, vocabulary]
-  int64_t key_bytes_ = 0;  // of one key and its value
+  std::span<const float> last_;  // of logits_
+  Buffer logits_;                // [kOutputRows, vocabulary]
+  int64_t key_bytes_ = 0;        // of one key and its value
 };
 
 }  // namespace attend
