@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 // From here on blocks are whole mappings: growing moves pages, not bytes, and freeing returns them to the system.
-constexpr int64_t kMapped = 256 << 10;
+constexpr int64_t kMapped = 32 << 10;
 
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
