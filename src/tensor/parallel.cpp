@@ -15,8 +15,6 @@
 namespace attend::internal {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int kMostThreads = 1024;
 
 void pause() {
@@ -40,6 +38,7 @@ class Patience {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
   static constexpr int kTurnsALook = 64;
   int turns_ = 0;
   Clock::time_point begin_;
@@ -57,8 +56,6 @@ class Pool {
   bool run(int threads, int64_t count, void (*task)(const void*, int64_t, int), const void* self) {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock) return false;
-    const Clock::time_point begin = Clock::now();
-    if (begin < alone_until_) return false;
     grow(threads - 1);
     task_ = task;
     self_ = self;
@@ -67,14 +64,11 @@ class Pool {
     next_.store(0, std::memory_order_relaxed);
     state_.store((state_.load(std::memory_order_relaxed) + kOneJob) | kOpen, std::memory_order_release);
     state_.notify_all();
-    const int64_t done = work(0);
-    const Clock::time_point finished = Clock::now();
+    work(0);
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
     Patience patience;
     for (uint32_t state; (state = state_.load(std::memory_order_acquire)) & kJoined;)
       if (patience.exhausted()) state_.wait(state, std::memory_order_acquire);
-    const Clock::time_point now = Clock::now();
-    judge(now - finished, (finished - begin) / std::max<int64_t>(1, done), now);
     return true;
   }
 
@@ -99,22 +93,8 @@ class Pool {
     }
   }
 
-  int64_t work(int worker) {
-    int64_t done = 0;
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_; ++done) task_(self_, i, worker);
-    return done;
-  }
-
-  // A helper that the system took off its core in the middle of a task holds the caller up for a time slice. Where that
-  // happens the machine has other work, and the caller is quicker alone for a while, twice as long each time.
-  void judge(Clock::duration waited, Clock::duration one_task, Clock::time_point now) {
-    using std::chrono::milliseconds, std::chrono::microseconds;
-    if (waited > microseconds(500) && waited > 4 * one_task) {
-      alone_ = std::clamp<Clock::duration>(2 * alone_, milliseconds(20), milliseconds(1000));
-      alone_until_ = now + alone_;
-    } else {
-      alone_ -= alone_ / 64;
-    }
+  void work(int worker) {
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) task_(self_, i, worker);
   }
 
   void help(int worker) {
@@ -139,8 +119,6 @@ class Pool {
   }
 
   std::mutex busy_;
-  Clock::time_point alone_until_;
-  Clock::duration alone_{};
   std::vector<std::thread> helpers_;
   std::atomic<bool> stop_ = false;
   alignas(64) std::atomic<uint32_t> state_ = 0;
