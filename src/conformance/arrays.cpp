@@ -27,24 +27,20 @@ int64_t offset_of(const View& v, int64_t index) {
 
 }  // namespace
 
-std::string Sizes::text() const {
-  return fmt::format("B{} Hq{} Hkv{} Tq{} Tk{} D{} Dv{}", b, hq, hkv, tq, tk, d, dv);
+std::string text_of(const Sizes& s) {
+  return fmt::format("B{} Hq{} Hkv{} Tq{} Tk{} D{} Dv{}", s.b, s.hq, s.hkv, s.tq, s.tk, s.d, s.dv);
 }
 
-int64_t Sizes::axis(std::string_view name) const {
-  const std::pair<std::string_view, int64_t> axes[] = {{"B", b},   {"Hq", hq}, {"Hkv", hkv}, {"Tq", tq},
-                                                       {"Tk", tk}, {"D", d},   {"Dv", dv},   {"T", std::max(tq, tk)}};
-  for (const auto& [axis_name, size] : axes)
-    if (axis_name == name) return size;
-  throw Error(ErrorKind::kUnsupported, "conformance", "axis", name, "has no size in the suite");
-}
-
-Shape shape_of(std::string_view port_shape, const Sizes& sizes, int& rank) {
-  Shape shape{};
-  rank = 0;
-  std::istringstream words{std::string(port_shape)};
-  for (std::string word; words >> word;) shape[static_cast<size_t>(rank++)] = sizes.axis(word);
-  return shape;
+View part(const View& view, const Port& port, std::string_view axis, int64_t first, int64_t count) {
+  View slice = view;
+  std::istringstream words{std::string(port.shape)};
+  int index = 0;
+  for (std::string word; words >> word; ++index) {
+    if (word != axis) continue;
+    slice.data = view.as<char>() + first * view.stride[index] * size_of(view.type);
+    slice.shape[index] = count;
+  }
+  return slice;
 }
 
 Guarded::Guarded(DType type, int rank, const Shape& shape, Layout layout) {
@@ -55,13 +51,14 @@ Guarded::Guarded(DType type, int rank, const Shape& shape, Layout layout) {
     view_.stride = {shape[1] * shape[2] * row, row, shape[1] * row, 1};
     misalign = 1;
   }
-  int64_t span = 0;
-  for (int64_t i = 0; i < view_.count(); ++i) span = std::max(span, offset_of(view_, i) + 1);
+  int64_t span = view_.count() == 0 ? 0 : 1;
+  for (int a = 0; a < rank && span > 0; ++a) span += (shape[static_cast<size_t>(a)] - 1) * view_.stride[a];
   const int64_t size = size_of(type), begin = kGuardBytes + misalign * size;
   bytes_.assign(static_cast<size_t>(begin + span * size + kGuardBytes), kPoison);
-  element_.assign(bytes_.size(), false);
-  for (int64_t i = 0; i < view_.count(); ++i)
-    for (int64_t k = 0; k < size; ++k) element_[static_cast<size_t>(begin + offset_of(view_, i) * size + k)] = true;
+  element_.assign(bytes_.size(), 0);
+  const int64_t width = rank == 0 ? 1 : shape[static_cast<size_t>(rank - 1)];  // rows are dense
+  for (int64_t i = 0; i < view_.count(); i += width)
+    std::fill_n(element_.begin() + begin + offset_of(view_, i) * size, width * size, uint8_t{1});
   before_ = bytes_;
   view_.data = bytes_.data() + begin;
 }
@@ -99,25 +96,30 @@ void store(const View& v, int64_t index, double value) {
   }
 }
 
-void fill(const View& view, std::string_view port, const Sizes& sizes, double deviation, Random& random) {
+void fill(const View& view, const Port& port, const Sizes& sizes, double deviation, Random& random) {
   const int64_t count = view.count();
-  if (port == "documents") {  // up to four documents
-    std::uniform_int_distribution<int64_t> cut(0, sizes.axis("T"));
+  if (port.name == "documents") {  // up to four documents
+    const int64_t length = std::max(sizes.tq, sizes.tk);
+    std::uniform_int_distribution<int64_t> cut(0, length);
     for (int64_t b = 0; b < sizes.b; ++b) {
       const int64_t a = cut(random), c = cut(random), e = cut(random);
-      for (int64_t t = 0; t < sizes.axis("T"); ++t)
-        store(view, b * sizes.axis("T") + t, (t >= a) + (t >= c) + (t >= e));
+      for (int64_t t = 0; t < length; ++t) store(view, b * length + t, (t >= a) + (t >= c) + (t >= e));
     }
     return;
   }
-  if (port == "kv_lens") {
+  if (port.name == "kv_lens") {
     std::uniform_int_distribution<int64_t> length(0, sizes.tk);
     for (int64_t i = 0; i < count; ++i) store(view, i, static_cast<double>(i == 0 ? sizes.tk : length(random)));
     return;
   }
-  if (port == "q_positions") {
+  if (port.name == "q_positions") {
     std::uniform_int_distribution<int64_t> position(-1, std::max(sizes.tk, sizes.tq) - 1);
     for (int64_t i = 0; i < count; ++i) store(view, i, static_cast<double>(position(random)));
+    return;
+  }
+  if (port.low < port.high) {
+    std::uniform_real_distribution<double> uniform(port.low, port.high);
+    for (int64_t i = 0; i < count; ++i) store(view, i, uniform(random));
     return;
   }
   std::normal_distribution<double> normal(0, deviation);

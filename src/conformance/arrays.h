@@ -10,12 +10,7 @@
 
 namespace attend::conformance {
 
-// Sizes by the axis names that ports use.
-struct Sizes {
-  int64_t b = 1, hq = 1, hkv = 1, tq = 1, tk = 1, d = 1, dv = 1;
-  std::string text() const;
-  int64_t axis(std::string_view name) const;  // throws Error(kUnsupported) for a name it does not know
-};
+std::string text_of(const Sizes& sizes);
 
 enum class Layout { kDense, kStrided };  // kStrided: heads inside tokens, rows padded, base misaligned by one element
 
@@ -28,18 +23,18 @@ class Guarded {
 
  private:
   std::vector<std::byte> bytes_, before_;
-  std::vector<bool> element_;
+  std::vector<uint8_t> element_;  // whether a byte belongs to one
   View view_;
 };
 
 using Random = std::mt19937_64;
 
-// Normal values of the given deviation, or a port's own rule: lengths, positions, documents.
-void fill(const View& view, std::string_view port, const Sizes& sizes, double deviation, Random& random);
+// Normal values of the given deviation, or a port's own rule: its range, lengths, positions, documents.
+void fill(const View& view, const Port& port, const Sizes& sizes, double deviation, Random& random);
 void store(const View& view, int64_t index, double value);  // row-major index
 
-// Port shape "B Hq Tq D" as numbers.
-Shape shape_of(std::string_view port_shape, const Sizes& sizes, int& rank);
+// The slice [first, first + count) of a view along an axis of its port ("Tq"); the whole view where it has none.
+View part(const View& view, const Port& port, std::string_view axis, int64_t first, int64_t count);
 
 // A byte-wise comparison of the elements of two views of one shape; -1 if equal, else the first index that differs.
 int64_t first_difference(const View& a, const View& b);

@@ -5,30 +5,8 @@
 #include <cmath>
 
 #include "attend/simd/isa.h"
-#include "attend/tensor/bound.h"
 
 namespace attend::conformance {
-namespace {
-
-double largest_norm(const View& v) {
-  double largest = 0;
-  const int64_t width = v.shape[v.rank - 1];
-  for (int64_t row = 0; width > 0 && row < v.count() / width; ++row) {
-    double sum = 0;
-    for (int64_t c = 0; c < width; ++c) sum += std::pow(value_at(v, row * width + c), 2);
-    if (std::isfinite(sum)) largest = std::max(largest, std::sqrt(sum));
-  }
-  return largest;
-}
-
-double largest_finite(const View& v) {
-  double largest = 0;
-  for (int64_t i = 0; i < v.count(); ++i)
-    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) largest = std::max(largest, x);
-  return largest;
-}
-
-}  // namespace
 
 Tensors Call::tensors() const {
   Tensors t;
@@ -39,7 +17,7 @@ Tensors Call::tensors() const {
 std::string Call::text() const {
   std::string ports;
   for (const std::string& port : optional_ports) ports += "+" + port;
-  return fmt::format("{} {}{}{} {}", sizes.text(), name_of(kv_type), layout == Layout::kStrided ? " strided" : "",
+  return fmt::format("{} {}{}{} {}", text_of(sizes), name_of(kv_type), layout == Layout::kStrided ? " strided" : "",
                      ports, to_string(spec));
 }
 
@@ -55,10 +33,21 @@ bool Suite::has_option(std::string_view name) const {
   return false;
 }
 
-bool Suite::has_port(std::string_view name) const {
+const Port* Suite::in_port(std::string_view name) const {
   for (const Port& port : entry_.in)
-    if (port.name == name) return true;
-  return false;
+    if (port.name == name) return &port;
+  return nullptr;
+}
+
+bool Suite::takes(const Sizes& sizes, const Spec& spec) const {
+  return !entry_.refuses || entry_.refuses(registry_.complete(spec), sizes).empty();
+}
+
+Sizes Suite::fit(Sizes sizes, const Spec& spec) const {
+  if (!takes(sizes, spec)) sizes.hkv = sizes.hq;
+  if (!takes(sizes, spec)) sizes.tq = sizes.tk;
+  if (!takes(sizes, spec)) sizes.dv = sizes.d;
+  return sizes;
 }
 
 Spec Suite::spec(std::initializer_list<std::pair<std::string_view, std::string>> options) const {
@@ -100,13 +89,13 @@ Call Suite::make_call(const Sizes& sizes, const Spec& spec, DType kv_type, Layou
   for (const Port& port : entry_.in) {
     if (port.name != "v" && !port.required && !call.optional_ports.contains(port.name)) continue;
     int rank = 0;
-    const Shape shape = shape_of(port.shape, sizes, rank);
+    const Shape shape = port_shape(entry_, port, registry_.complete(spec), sizes, rank);
     DType type = DType::kF32;
     if (port.types.starts_with("i32")) type = DType::kI32;
-    if (port.name == "k" || port.name == "v") type = kv_type;
+    if ((port.name == "k" || port.name == "v") && port.types.find("f16") != std::string_view::npos) type = kv_type;
     auto& array = call.arrays.emplace(port.name, Guarded(type, rank, shape, layout)).first->second;
     // Dot products of deviation 2 after the scale: weights neither flat nor one-hot.
-    fill(array.view(), port.name, sizes, port.name == "q" ? 2.0 : 1.0, random_);
+    fill(array.view(), port, sizes, port.name == "q" ? 2.0 : 1.0, random_);
   }
   return call;
 }
@@ -115,7 +104,7 @@ Outputs Suite::outputs(const Call& call) const {
   Outputs out;
   for (const Port& port : entry_.out) {
     int rank = 0;
-    const Shape shape = shape_of(port.shape, call.sizes, rank);
+    const Shape shape = port_shape(entry_, port, registry_.complete(call.spec), call.sizes, rank);
     out.arrays.emplace(port.name, Guarded(DType::kF32, rank, shape, call.layout));
   }
   return out;
@@ -154,36 +143,28 @@ std::string Suite::compare_with_reference(const Call& call, const Outputs& out) 
   Context context(1);
   reference->forward(in, expected, Form::kAny, context);
 
-  const Spec complete = registry_.complete(call.spec);
-  const double scale = has_option("scale") && complete.real("scale") != 0
-                           ? std::abs(complete.real("scale"))
-                           : 1 / std::sqrt(static_cast<double>(call.sizes.d));
-  auto array = [&](std::string_view name) { return call.arrays.find(name)->second.view(); };
-  const bound::SoftmaxNorms norms{.keys = call.sizes.tk,
-                                  .d = call.sizes.d,
-                                  .query = largest_norm(array("q")),
-                                  .key = largest_norm(array("k")),
-                                  .value = largest_finite(array("v")),
-                                  .scale = scale,
-                                  .bias = call.arrays.contains("bias") ? largest_finite(array("bias")) : 0,
-                                  .softcap = has_option("softcap") ? complete.real("softcap") : 0};
+  if (!entry_.bound) return "the entry has no bound";
   for (const auto& [name, guarded] : out.arrays) {
     if (!guarded.intact()) return fmt::format("{}: memory outside its elements was written", name);
-    const double limit = name == "lse" ? bound::softmax_lse(norms) : bound::softmax(norms);
-    const View &got = guarded.view(), &want = storage.find(name)->second.view;
-    double worst = 0;
-    std::string failure;
-    for (int64_t i = 0; i < got.count(); ++i) {
-      const double x = value_at(got, i), y = value_at(want, i);
-      if (std::isnan(x) && std::isnan(y)) continue;
-      const double error = x == y ? 0 : std::abs(x - y);
-      if (error <= limit || error <= worst) continue;
-      if (!std::isnan(error)) worst = error;
-      failure = fmt::format("{}[{}]: got {}, want {}, bound {:.3g}", name, i, x, y, limit);
-    }
-    if (!failure.empty()) return failure;
+    const double limit = entry_.bound(registry_.complete(call.spec), in, name);
+    if (std::string failure = compare(name, guarded.view(), storage.find(name)->second.view, limit); !failure.empty())
+      return failure;
   }
   return {};
+}
+
+std::string Suite::compare(std::string_view name, const View& got, const View& want, double limit) {
+  double worst = 0;
+  std::string failure;
+  for (int64_t i = 0; i < got.count(); ++i) {
+    const double x = value_at(got, i), y = value_at(want, i);
+    if (std::isnan(x) && std::isnan(y)) continue;
+    const double error = x == y ? 0 : std::abs(x - y);
+    if (error <= limit || error <= worst) continue;
+    if (!std::isnan(error)) worst = error;
+    failure = fmt::format("{}[{}]: got {}, want {}, bound {:.3g}", name, i, x, y, limit);
+  }
+  return failure;
 }
 
 void Suite::record(std::string_view property, const std::string& shape, const std::function<std::string()>& body) {
@@ -213,6 +194,7 @@ void Suite::run() {
   check_limits();
   check_key_views();
   check_refusals();
+  check_gradients();
 }
 
 }  // namespace attend::conformance

@@ -46,9 +46,14 @@ class Suite {
   void check_limits();
   void check_key_views();
   void check_refusals();
+  void check_gradients();
 
   bool has_option(std::string_view name) const;
-  bool has_port(std::string_view name) const;
+  bool has_port(std::string_view name) const { return in_port(name) != nullptr; }
+  const Port* in_port(std::string_view name) const;
+  bool takes(const Sizes& sizes, const Spec& spec) const;
+  // `sizes`, or the nearest that the entry takes: as many kv heads as query heads, then as many queries as keys.
+  Sizes fit(Sizes sizes, const Spec& spec) const;
   Spec spec(std::initializer_list<std::pair<std::string_view, std::string>> options) const;
   std::vector<Spec> option_grid(const Sizes& sizes);
   Call make_call(const Sizes& sizes, const Spec& spec, DType kv_type, Layout layout,
@@ -59,7 +64,12 @@ class Suite {
   // Empty if `out` is within the bound of the reference, everything is written and no guard is broken.
   std::string compare_with_reference(const Call& call, const Outputs& out);
   static std::string compare_bits(const Outputs& a, const Outputs& b);
+  // Empty if `got` is within `limit` of `want` everywhere.
+  static std::string compare(std::string_view name, const View& got, const View& want, double limit);
   // Runs one case; what `body` returns is the failure, empty for a pass.
+  // Gradients of random loss weights `loss` by the operator, by its reference, and by differences of the reference.
+  std::string compare_gradients(const Call& call, const Tensors& loss);
+  std::string compare_differences(const Call& call, const Tensors& loss);
   void record(std::string_view property, const std::string& shape, const std::function<std::string()>& body);
 
   const Registry& registry_;

@@ -149,6 +149,24 @@ void check_documents(std::string_view op, const Problem& p) {
   }
 }
 
+void check_variant(std::string_view op, const Problem& p) {
+  const Variant& v = p.variant;
+  const bool softmax = p.softmax();
+  if (!softmax && !v.weight) refuse(op, "weight", "none", "must be given where the normaliser is not a softmax");
+  if (!softmax && p.sink_logits.data) refuse(op, "sink_logits", "", "must not be given with this normaliser");
+  if (!v.mask) return;
+  const MaskSizes& m = v.mask->sizes();
+  int64_t queries = 0, keys = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    keys = std::max(keys, p.lengths[static_cast<size_t>(b)]);
+    for (int64_t i = 0; i < p.queries; ++i) queries = std::max(queries, p.position(b, i) + 1);
+  }
+  if ((m.batch != 1 && m.batch != p.batch) || (m.heads != 1 && m.heads != p.heads) || m.queries < queries ||
+      m.keys < keys)
+    refuse(op, "mask", fmt::format("[{}, {}, {}, {}]", m.batch, m.heads, m.queries, m.keys),
+           fmt::format("must cover [{}, {}, {}, {}] (or 1 for batch and heads)", p.batch, p.heads, queries, keys));
+}
+
 // Lowest and one past the highest byte that a view reaches.
 std::pair<const char*, const char*> extent(const View& v) {
   int64_t low = 0, high = 0;
@@ -161,6 +179,8 @@ std::pair<const char*, const char*> extent(const View& v) {
   return {base + low * size_of(v.type), base + (high + 1) * size_of(v.type)};
 }
 
+}  // namespace
+
 void require_apart(std::string_view op, std::string_view a_name, const View& a, std::string_view b_name,
                    const View& b) {
   if (!a.data || !b.data) return;
@@ -169,7 +189,13 @@ void require_apart(std::string_view op, std::string_view a_name, const View& a, 
   if (a0 < b1 && b0 < a1) refuse(op, a_name, "memory", fmt::format("must not overlap {}", b_name));
 }
 
-}  // namespace
+void check_like(const View& view, const View& like, std::string_view name, std::string_view op) {
+  require_type(op, name, view, {DType::kF32});
+  bool fits = view.rank == like.rank;
+  for (int a = 0; fits && a < like.rank; ++a) fits = view.shape[a] == like.shape[a];
+  if (!fits) refuse(op, name, to_string(view), fmt::format("must have the shape {}", to_string(like)));
+  if (view.rank > 0) require_dense_rows(op, name, view);
+}
 
 KeyRange Problem::document(int64_t b, int64_t at) const {
   if (!documents.data) return {0, kNoEnd};
@@ -191,7 +217,7 @@ KeyRange Problem::document(int64_t b, int64_t at) const {
   return {first(id), first(int64_t{id} + 1)};
 }
 
-Problem check(const Qkv& in, const SoftmaxOptions& options, std::string_view op) {
+Problem check(const Qkv& in, const SoftmaxOptions& options, std::string_view op, const Variant& variant) {
   check_options(op, options);
   require_rank4(op, "q", in.q);
   require_type(op, "q", in.q, {DType::kF32});
@@ -243,14 +269,18 @@ Problem check(const Qkv& in, const SoftmaxOptions& options, std::string_view op)
     p.documents = in.documents;
     check_documents(op, p);
   }
+  p.variant = variant;
+  check_variant(op, p);
   return p;
 }
 
 void check_outputs(int64_t batch, int64_t heads, int64_t queries, int64_t dv, const AttnOut& out, std::string_view op) {
-  if (!out.out.data && batch * heads * queries != 0) refuse(op, "out", "null", "must be given");
-  require_type(op, "out", out.out, {DType::kF32});
-  require_shape(op, "out", out.out, {batch, heads, queries, dv}, "[B, Hq, Tq, Dv]");
-  require_dense_rows(op, "out", out.out);
+  if (!out.out.data && !out.lse.data && batch * heads * queries != 0) refuse(op, "out", "null", "must be given");
+  if (out.out.data) {
+    require_type(op, "out", out.out, {DType::kF32});
+    require_shape(op, "out", out.out, {batch, heads, queries, dv}, "[B, Hq, Tq, Dv]");
+    require_dense_rows(op, "out", out.out);
+  }
   if (!out.lse.data) return;
   require_type(op, "lse", out.lse, {DType::kF32});
   require_shape(op, "lse", out.lse, {batch, heads, queries}, "[B, Hq, Tq]");
@@ -258,6 +288,7 @@ void check_outputs(int64_t batch, int64_t heads, int64_t queries, int64_t dv, co
 }
 
 void check_outputs(const Problem& p, const Qkv& in, const AttnOut& out, std::string_view op) {
+  if (out.lse.data && !p.softmax()) refuse(op, "lse", "", "must not be given where the normaliser is not a softmax");
   check_outputs(p.batch, p.heads, p.queries, p.dv, out, op);
   const std::pair<std::string_view, const View*> inputs[] = {{"q", &in.q},
                                                              {"k", &in.k},

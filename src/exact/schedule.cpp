@@ -1,12 +1,15 @@
 #include "exact/schedule.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
+#include <limits>
 
 #include "attend/simd/isa.h"
 #include "attend/simd/split.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
+#include "exact/mask_rows.h"
+#include "exact/workspace.h"
 
 namespace attend::exact {
 namespace {
@@ -16,61 +19,11 @@ namespace {
 constexpr int64_t kBlockRows = 144;
 constexpr int64_t kGroupRows = 6;
 
-struct Block {
-  int64_t batch, kv_head, first, tokens;  // queries [first, first + tokens)
-};
-
-// Consecutive slots inside one split of 512 positions.
-struct Split {
-  int64_t first_slot;
-  int cols;
-};
-
-struct SlotRanges {
-  KeyRange a, b;
-};
-
-int64_t align64(int64_t n) {
-  return (n + 63) / 64 * 64;
-}
-
-// What one thread needs for one block, carved out of its scratch memory.
-struct Workspace {
-  float *q, *max, *sum, *acc, *split_max, *split_sum, *split_acc;
-  int32_t* q_position;
-  SlotRanges* slots;      // [tokens], over the whole view
-  ColumnRanges* visible;  // [tokens], of the current split
-  std::byte* split;
-
-  static int64_t bytes(int64_t tokens, int64_t group, int64_t d, int64_t dv) {
-    Workspace w{};
-    return w.carve(nullptr, tokens, group, d, dv);
-  }
-  int64_t carve(std::byte* base, int64_t tokens, int64_t group, int64_t d, int64_t dv) {
-    int64_t at = 0;
-    auto take = [&](auto*& pointer, int64_t count) {
-      using T = std::remove_reference_t<decltype(*pointer)>;
-      pointer = base ? reinterpret_cast<T*>(base + at) : nullptr;
-      at += align64(count * static_cast<int64_t>(sizeof(T)));
-    };
-    const int64_t rows = tokens * group;
-    take(q, rows * d);
-    for (float** p : {&max, &sum, &split_max, &split_sum}) take(*p, rows);
-    for (float** p : {&acc, &split_acc}) take(*p, rows * padded_dv(dv));
-    take(q_position, tokens);
-    take(slots, tokens);
-    take(visible, tokens);
-    take(split, split_scratch_bytes(d, dv));
-    return at;
-  }
-};
-
 class Scheduler {
  public:
-  Scheduler(const Problem& problem, KeyRange range, const ScoreHook* hook, const Destination& to, Context& context)
+  Scheduler(const Problem& problem, KeyRange range, const Destination& to, Context& context)
       : p_(problem),
         range_(range),
-        hook_(hook),
         to_(to),
         context_(context),
         kernels_(split_kernels(active_isa(context))),
@@ -89,7 +42,7 @@ class Scheduler {
     const int threads = context_.threads;
     // One for each thread, one for partials that threads share.
     if (static_cast<int>(context_.scratch.size()) <= threads) context_.scratch.resize(static_cast<size_t>(threads) + 1);
-    const int64_t bytes = Workspace::bytes(tokens_, p_.group, p_.d, p_.dv);
+    const int64_t bytes = Workspace{}.carve(nullptr, tokens_, p_.group, p_.d, p_.dv);
     for (int t = 0; t < threads; ++t) {
       Workspace w;
       w.carve(context_.scratch[static_cast<size_t>(t)].reserve(bytes), tokens_, p_.group, p_.d, p_.dv);
@@ -104,6 +57,15 @@ class Scheduler {
   }
 
  private:
+  // A hook on final weights needs a first pass over the keys that finds what they are normalised by.
+  enum class Pass { kOnly, kFirst, kSecond };
+
+  struct Given {
+    float *max, *inverse;
+  };
+
+  bool two_passes() const { return p_.variant.final_weight != nullptr; }
+
   void run_by_blocks() {
     const int64_t count = static_cast<int64_t>(blocks_.size());
     parallel_for(context_.threads, count, [&](int64_t i, int worker) {
@@ -111,17 +73,27 @@ class Scheduler {
       const Block& block = blocks_[static_cast<size_t>(i)];
       Workspace& w = workspaces_[static_cast<size_t>(worker)];
       prepare(block, w);
-      const int64_t rows = block.tokens * p_.group;
-      const PartialRows whole{w.max, w.sum, w.acc, stride_}, part{w.split_max, w.split_sum, w.split_acc, stride_};
-      bool first = true;
-      each_split(block, w, [&](const Split& split) {
-        attend(block, w, split, first ? whole : part);
-        if (!first) kernels_.fold(whole, part, rows, p_.dv);
-        first = false;
-      });
-      if (first) make_empty(whole, rows);
+      const PartialRows whole{w.max, w.sum, w.acc, stride_};
+      const Given given{w.given_max, w.given_inverse};
+      if (two_passes()) {
+        over_splits(block, w, whole, Pass::kFirst, given);
+        settle(block, whole, given);
+      }
+      over_splits(block, w, whole, two_passes() ? Pass::kSecond : Pass::kOnly, given);
       deliver(block, whole);
     });
+  }
+
+  void over_splits(const Block& block, Workspace& w, const PartialRows& whole, Pass pass, const Given& given) const {
+    const PartialRows part{w.split_max, w.split_sum, w.split_acc, stride_};
+    const int64_t rows = block.tokens * p_.group;
+    bool first = true;
+    each_split(block, w, [&](const Split& split) {
+      attend(block, w, split, first ? whole : part, pass, given);
+      if (!first) kernels_.fold(whole, part, rows, p_.dv);
+      first = false;
+    });
+    if (first) make_empty(whole, rows);
   }
 
   // Few blocks: threads share out the splits of each, then fold in ascending order.
@@ -133,8 +105,11 @@ class Scheduler {
     };
     std::vector<Task> tasks;
     std::vector<size_t> first_task(blocks_.size() + 1, 0);
-    int64_t rows = 0;
+    std::vector<int64_t> first_row(blocks_.size(), 0);  // of a block among all rows
+    int64_t rows = 0, block_rows = 0;
     for (size_t i = 0; i < blocks_.size(); ++i) {
+      first_row[i] = block_rows;
+      block_rows += blocks_[i].tokens * p_.group;
       find_slots(blocks_[i], workspaces_[0]);
       each_split(blocks_[i], workspaces_[0], [&](const Split& split) {
         tasks.push_back({static_cast<int64_t>(i), split, rows});
@@ -142,38 +117,52 @@ class Scheduler {
       });
       first_task[i + 1] = tasks.size();
     }
-    const int64_t scalars = align64(rows * 4) / 4;
-    float* base =
-        reinterpret_cast<float*>(context_.scratch[workspaces_.size()].reserve((2 * scalars + rows * stride_ + 16) * 4));
-    auto partial = [&](int64_t row) {
-      return PartialRows{base + row, base + scalars + row, base + 2 * scalars + row * stride_, stride_};
+    float *max, *sum, *acc, *given_max, *given_inverse;
+    auto carve = [&](std::byte* base) {
+      Carver carver(base);
+      carver.take(max, rows), carver.take(sum, rows), carver.take(acc, rows * stride_);
+      carver.take(given_max, block_rows), carver.take(given_inverse, block_rows);
+      return carver.bytes();
     };
-    const int64_t task_count = static_cast<int64_t>(tasks.size()), block_count = static_cast<int64_t>(blocks_.size());
+    carve(context_.scratch[workspaces_.size()].reserve(carve(nullptr)));
+    auto partial = [&](int64_t row) { return PartialRows{max + row, sum + row, acc + row * stride_, stride_}; };
+    auto given = [&](int64_t block) {
+      const int64_t row = first_row[static_cast<size_t>(block)];
+      return Given{given_max + row, given_inverse + row};
+    };
     std::vector<int64_t> prepared(workspaces_.size(), -1);
-    parallel_for(context_.threads, task_count, [&](int64_t i, int worker) {
-      if (context_.stop.stop_requested()) return;
-      Workspace& w = workspaces_[static_cast<size_t>(worker)];
-      const Task& task = tasks[static_cast<size_t>(i)];
-      const Block& block = blocks_[static_cast<size_t>(task.block)];
-      if (prepared[static_cast<size_t>(worker)] != task.block) prepare(block, w);
-      prepared[static_cast<size_t>(worker)] = task.block;
-      attend(block, w, task.split, partial(task.first_row));
-    });
-    parallel_for(context_.threads, block_count, [&](int64_t i, int worker) {
-      if (context_.stop.stop_requested()) return;
-      Workspace& w = workspaces_[static_cast<size_t>(worker)];
-      const Block& block = blocks_[static_cast<size_t>(i)];
-      const int64_t block_rows = block.tokens * p_.group;
-      const size_t first = first_task[static_cast<size_t>(i)], last = first_task[static_cast<size_t>(i) + 1];
-      PartialRows whole{w.max, w.sum, w.acc, stride_};
-      if (first == last) {
-        make_empty(whole, block_rows);
-      } else {
-        whole = partial(tasks[first].first_row);
-      }
-      for (size_t t = first + 1; t < last; ++t) kernels_.fold(whole, partial(tasks[t].first_row), block_rows, p_.dv);
-      deliver(block, whole);
-    });
+    auto pass_over = [&](Pass pass) {
+      parallel_for(context_.threads, static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
+        if (context_.stop.stop_requested()) return;
+        Workspace& w = workspaces_[static_cast<size_t>(worker)];
+        const Task& task = tasks[static_cast<size_t>(i)];
+        const Block& block = blocks_[static_cast<size_t>(task.block)];
+        if (prepared[static_cast<size_t>(worker)] != task.block) prepare(block, w);
+        prepared[static_cast<size_t>(worker)] = task.block;
+        attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
+      });
+      parallel_for(context_.threads, static_cast<int64_t>(blocks_.size()), [&](int64_t i, int worker) {
+        if (context_.stop.stop_requested()) return;
+        Workspace& w = workspaces_[static_cast<size_t>(worker)];
+        const Block& block = blocks_[static_cast<size_t>(i)];
+        const size_t first = first_task[static_cast<size_t>(i)], last = first_task[static_cast<size_t>(i) + 1];
+        PartialRows whole{w.max, w.sum, w.acc, stride_};
+        if (first == last) {
+          make_empty(whole, block.tokens * p_.group);
+        } else {
+          whole = partial(tasks[first].first_row);
+        }
+        for (size_t t = first + 1; t < last; ++t)
+          kernels_.fold(whole, partial(tasks[t].first_row), block.tokens * p_.group, p_.dv);
+        if (pass == Pass::kFirst) {
+          settle(block, whole, given(i));
+        } else {
+          deliver(block, whole);
+        }
+      });
+    };
+    if (two_passes()) pass_over(Pass::kFirst);
+    pass_over(two_passes() ? Pass::kSecond : Pass::kOnly);
   }
 
   const Keys& keys(const Block& block) const {
@@ -218,14 +207,34 @@ class Scheduler {
     while (slot < end) {
       const int64_t split = k.position(slot) / kSplitPositions;
       const int64_t first = k.lower_slot(split * kSplitPositions), last = k.lower_slot((split + 1) * kSplitPositions);
-      if ((a.begin < last && first < a.end) || (b.begin < last && first < b.end))
+      if (((a.begin < last && first < a.end) || (b.begin < last && first < b.end)) && mask_reaches(block, w, split))
         f(Split{first, static_cast<int>(last - first)});
       slot = last;
       if (slot >= a.end && slot < b.begin && b.begin < b.end) slot = b.begin;
     }
   }
 
-  void attend(const Block& block, Workspace& w, const Split& split, const PartialRows& to) const {
+  const BlockMask* mask() const { return p_.variant.mask; }
+  int64_t mask_heads() const { return mask()->sizes().heads == 1 ? 1 : p_.group; }
+
+  bool mask_reaches(const Block& block, const Workspace& w, int64_t split) const {
+    for (int64_t g = 0; mask() && g < mask_heads(); ++g)
+      if (exact::mask_reaches(*mask(), block.batch, block.kv_head * p_.group + g,
+                              {w.q_position, static_cast<size_t>(block.tokens)}, split * kSplitPositions,
+                              (split + 1) * kSplitPositions))
+        return true;
+    return !mask();
+  }
+
+  void gather_mask(const Block& block, Workspace& w, const Split& split) const {
+    for (int64_t g = 0; g < mask_heads(); ++g)
+      for (int64_t t = 0; t < block.tokens; ++t)
+        gather_mask_row(*mask(), keys(block), split, block.batch, block.kv_head * p_.group + g, w.q_position[t],
+                        w.mask + (g * block.tokens + t) * kMaskWords);
+  }
+
+  void attend(const Block& block, Workspace& w, const Split& split, const PartialRows& to, Pass pass,
+              const Given& given) const {
     const Keys& k = keys(block);
     auto columns = [&](KeyRange r, int32_t& begin, int32_t& end) {
       begin = static_cast<int32_t>(std::clamp<int64_t>(r.begin - split.first_slot, 0, split.cols));
@@ -235,6 +244,7 @@ class Scheduler {
       columns(w.slots[t].a, w.visible[t].a0, w.visible[t].a1);
       columns(w.slots[t].b, w.visible[t].b0, w.visible[t].b1);
     }
+    if (mask()) gather_mask(block, w, split);
     const int64_t head = block.kv_head * p_.group;
     const float* bias = nullptr;
     if (p_.bias.data) bias = p_.bias.at<float>({block.batch, head, block.first, split.first_slot});
@@ -253,14 +263,22 @@ class Scheduler {
         .k_position = k.positions(split.first_slot),
         .first_position = split.first_slot,
         .visible = w.visible,
+        .mask = mask() ? w.mask : nullptr,
+        .mask_head_stride = mask() && mask_heads() > 1 ? block.tokens * kMaskWords : 0,
         .softcap = p_.softcap,
         .bias = bias,
         .bias_head_stride = p_.bias.stride[1],
         .bias_token_stride = p_.bias.stride[2],
         .bias_col_stride = p_.bias.stride[3],
-        .hook = hook_,
+        .hook = p_.variant.score,
         .batch = static_cast<int>(block.batch),
         .first_head = static_cast<int>(head),
+        .normalizer = p_.variant.normalizer,
+        .weight = p_.variant.weight,
+        .given_max = pass == Pass::kSecond && p_.softmax() ? given.max : nullptr,
+        .given_inverse = pass == Pass::kSecond ? given.inverse : nullptr,
+        .final_hook = pass == Pass::kSecond ? p_.variant.final_weight : nullptr,
+        .sums_only = pass == Pass::kFirst || (to_.out && !to_.out->out.data),
         .max = to.max,
         .sum = to.sum,
         .acc = to.acc,
@@ -276,26 +294,53 @@ class Scheduler {
     std::fill_n(rows.acc, count * stride_, 0.0f);
   }
 
-  void deliver(const Block& block, const PartialRows& rows) const {
-    for (int64_t g = 0; g < p_.group; ++g)
-      for (int64_t t = 0; t < block.tokens; ++t) {
-        const int64_t row = g * block.tokens + t, head = block.kv_head * p_.group + g, i = block.first + t;
-        if (to_.partial) {
-          const int64_t to = (block.batch * p_.heads + head) * p_.queries + i;
-          to_.partial->max()[to] = rows.max[row];
-          to_.partial->sum()[to] = rows.sum[row];
-          std::copy_n(rows.acc + row * stride_, stride_, to_.partial->acc() + to * to_.partial->acc_stride());
-        } else {
-          const float* sink = p_.sink_logits.data ? p_.sink_logits.at<float>({head}) : nullptr;
-          float* lse = to_.out->lse.data ? to_.out->lse.at<float>({block.batch, head, i}) : nullptr;
-          kernels_.finish(rows, row, sink, p_.dv, to_.out->out.at<float>({block.batch, head, i}), lse);
-        }
+  // What the second pass normalises by; lse, if wanted, is that of the first.
+  void settle(const Block& block, const PartialRows& rows, const Given& given) const {
+    each_row(block, [&](int64_t row, int64_t head, int64_t i) {
+      const float* sink = sink_of(head);
+      float top = rows.max[row], sum = rows.sum[row];
+      const bool empty = top == -std::numeric_limits<float>::infinity();
+      if (sink && !empty) {
+        const float higher = std::max(top, *sink);
+        sum = sum * std::exp(top - higher) + std::exp(*sink - higher);
+        top = higher;
       }
+      given.max[row] = top;
+      given.inverse[row] = empty || sum == 0 ? 0 : 1 / sum;
+      if (float* lse = lse_of(block, head, i)) kernels_.finish(rows, row, sink, p_.dv, nullptr, lse);
+    });
+  }
+
+  void deliver(const Block& block, const PartialRows& rows) const {
+    const bool divide = two_passes() ? p_.variant.renormalise : p_.variant.normalizer != Normalizer::kNone;
+    each_row(block, [&](int64_t row, int64_t head, int64_t i) {
+      if (to_.partial) {
+        const int64_t to = (block.batch * p_.heads + head) * p_.queries + i;
+        to_.partial->max()[to] = rows.max[row];
+        to_.partial->sum()[to] = rows.sum[row];
+        std::copy_n(rows.acc + row * stride_, stride_, to_.partial->acc() + to * to_.partial->acc_stride());
+        return;
+      }
+      const bool plain = p_.softmax() && !two_passes();
+      if (!plain && (!divide || rows.sum[row] == 0)) rows.sum[row] = 1;
+      float* out = to_.out->out.data ? to_.out->out.at<float>({block.batch, head, i}) : nullptr;
+      kernels_.finish(rows, row, plain ? sink_of(head) : nullptr, p_.dv, out,
+                      two_passes() ? nullptr : lse_of(block, head, i));
+    });
+  }
+
+  template <class F>
+  void each_row(const Block& block, F f) const {
+    for (int64_t g = 0; g < p_.group; ++g)
+      for (int64_t t = 0; t < block.tokens; ++t) f(g * block.tokens + t, block.kv_head * p_.group + g, block.first + t);
+  }
+  const float* sink_of(int64_t head) const { return p_.sink_logits.data ? p_.sink_logits.at<float>({head}) : nullptr; }
+  float* lse_of(const Block& block, int64_t head, int64_t i) const {
+    return to_.out->lse.data ? to_.out->lse.at<float>({block.batch, head, i}) : nullptr;
   }
 
   const Problem& p_;
   KeyRange range_;
-  const ScoreHook* hook_;
   const Destination& to_;
   Context& context_;
   const SplitKernels& kernels_;
@@ -306,9 +351,9 @@ class Scheduler {
 
 }  // namespace
 
-void run(const Problem& problem, KeyRange range, const ScoreHook* hook, const Destination& to, Context& context) {
+void run(const Problem& problem, KeyRange range, const Destination& to, Context& context) {
   context.throw_if_stopped();
-  Scheduler(problem, range, hook, to, context).run();
+  Scheduler(problem, range, to, context).run();
 }
 
 }  // namespace attend::exact

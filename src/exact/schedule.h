@@ -11,6 +11,6 @@ struct Destination {
   Partial* partial = nullptr;
 };
 
-void run(const Problem& problem, KeyRange range, const ScoreHook* hook, const Destination& to, Context& context);
+void run(const Problem& problem, KeyRange range, const Destination& to, Context& context);
 
 }  // namespace attend::exact

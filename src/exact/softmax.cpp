@@ -23,10 +23,10 @@ PartialRows rows_of(const Partial& p) {
 }  // namespace
 
 void softmax_attention(const Qkv& in, const SoftmaxOptions& options, const AttnOut& out, Context& context,
-                       const ScoreHook* hook) {
-  const exact::Problem problem = exact::check(in, options, kOp);
+                       const Variant& variant) {
+  const exact::Problem problem = exact::check(in, options, kOp, variant);
   exact::check_outputs(problem, in, out, kOp);
-  exact::run(problem, {0, kNoEnd}, hook, {.out = &out}, context);
+  exact::run(problem, {0, kNoEnd}, {.out = &out}, context);
 }
 
 Partial::Partial(int64_t batch, int64_t heads, int64_t queries, int64_t dv)
@@ -40,13 +40,15 @@ Partial::Partial(int64_t batch, int64_t heads, int64_t queries, int64_t dv)
 }
 
 Partial softmax_partial(const Qkv& in, const SoftmaxOptions& options, KeyRange range, Context& context,
-                        const ScoreHook* hook) {
+                        const Variant& variant) {
   if (range.begin < 0 || range.end < range.begin)
     throw Error(ErrorKind::kArgument, "softmax_partial", "range", fmt::format("[{}, {})", range.begin, range.end),
                 "must ascend from 0 or more");
-  const exact::Problem problem = exact::check(in, options, "softmax_partial");
+  if (variant.normalizer == Normalizer::kSum || variant.normalizer == Normalizer::kNone || variant.final_weight)
+    throw Error(ErrorKind::kArgument, "softmax_partial", "variant", "", "must be a softmax of one pass");
+  const exact::Problem problem = exact::check(in, options, "softmax_partial", variant);
   Partial partial(problem.batch, problem.heads, problem.queries, problem.dv);
-  exact::run(problem, range, hook, {.partial = &partial}, context);
+  exact::run(problem, range, {.partial = &partial}, context);
   return partial;
 }
 

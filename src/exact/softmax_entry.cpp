@@ -1,96 +1,41 @@
 // The registry's entry for softmax attention: options, ports, and the operator that calls the typed function.
-#include <fmt/format.h>
-
+#include "attend/exact/attention_operator.h"
 #include "attend/exact/register.h"
-#include "attend/exact/softmax.h"
 #include "attend/reference/softmax.h"
-#include "attend/tensor/error.h"
 #include "exact/problem.h"
 
 namespace attend {
 namespace {
 
-constexpr double kMaxTokens = 1e15;
-
-constexpr Option kOptions[] = {
-    {"causal", "", "a query sees no key after its own position", "false", OptionType::kFlag, 0, 0},
-    {"scale", "", "multiplies the dot products; 0 means 1/sqrt(D)", "0", OptionType::kReal, -1e30, 1e30},
-    {"window", "tokens", "keys a query sees, its own counted; 0 means all", "0", OptionType::kInteger, 0, kMaxTokens},
-    {"sinks", "tokens", "first keys that a window keeps visible", "0", OptionType::kInteger, 0, kMaxTokens},
-    {"prefix", "tokens", "first keys that every query sees", "0", OptionType::kInteger, 0, kMaxTokens},
-    {"softcap", "", "scores become softcap * tanh(score / softcap); 0 means none", "0", OptionType::kReal, 0, 1e30},
-};
-
-constexpr Port kIn[] = {
-    {"q", "B Hq Tq D", "f32", true, "queries"},
-    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, or a store's key views"},
-    {"v", "B Hkv Tk Dv", "f32 f16 bf16", false, "values; absent where k is key views"},
-    {"kv_lens", "B", "i32 i64", false, "keys beyond a length don't exist"},
-    {"q_positions", "B Tq", "i32", false, "positions of the queries; the last query sits on the last key if absent"},
-    {"bias", "B Hq Tq Tk", "f32", false, "added to the scores; axes of 1 are repeated; -inf hides a key"},
-    {"sink_logits", "Hq", "f32", false, "a learned logit a head that joins the denominator"},
-    {"documents", "B T", "i32", false, "document of each position, non-decreasing; only keys of one's own are seen"},
-};
-
-constexpr Port kOut[] = {
-    {"out", "B Hq Tq Dv", "f32", true, "weighted values"},
-    {"lse", "B Hq Tq", "f32", false, "natural log of the softmax denominator"},
-};
+constexpr Option kOptions[] = {option::kCausal, option::kScale,  option::kWindow,
+                               option::kSinks,  option::kPrefix, option::kSoftcap};
+constexpr Port kIn[] = {port::kQ,          port::kK,    port::kV,          port::kKvLens,
+                        port::kQPositions, port::kBias, port::kSinkLogits, port::kDocuments};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr std::string_view kGradients[] = {"q", "k", "v", "bias", "sink_logits"};
 
 constexpr Paper kPapers[] = {
     {"FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", "2205.14135", "274"},
     {"Efficient Streaming Language Models with Attention Sinks", "2309.17453", "115"},
     {"Fast Transformer Decoding: One Write-Head is All You Need", "1911.02150", "191"},
+    {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
+    {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
 
 constexpr std::string_view kForms[] = {"parallel", "split"};
 constexpr std::string_view kPatterns[] = {"full",   "causal", "self",   "cross",    "grouped",
                                           "window", "sinks",  "prefix", "documents"};
 
-SoftmaxOptions options_from(const Spec& spec) {
-  return {.causal = spec.flag("causal"),
-          .scale = spec.real("scale"),
-          .window = spec.integer("window"),
-          .sinks = spec.integer("sinks"),
-          .prefix = spec.integer("prefix"),
-          .softcap = spec.real("softcap")};
-}
-
-View array(const Tensors& tensors, std::string_view name) {
-  const auto found = tensors.find(name);
-  if (found == tensors.end()) return {};
-  if (const View* view = std::get_if<View>(&found->second)) return *view;
-  throw Error(ErrorKind::kArgument, "softmax", name, "key views", "must be an array");
-}
-
-void require_known(const Tensors& tensors, std::span<const Port> ports) {
-  for (const auto& [name, arg] : tensors) {
-    bool known = false;
-    for (const Port& port : ports) known = known || port.name == name;
-    if (!known) throw Error(ErrorKind::kArgument, "softmax", "port", name, "is not one of this operator's");
-  }
-}
-
-class Softmax : public Operator {
+class Softmax : public AttentionOperator {
  public:
-  explicit Softmax(const SoftmaxOptions& options) : options_(options) {}
+  explicit Softmax(const SoftmaxOptions& options) : AttentionOperator("softmax", kIn, kOut), options_(options) {}
 
-  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
-    const Qkv qkv = inputs(in, 0);
-    if (!qkv.keys.empty())
-      throw Error(ErrorKind::kArgument, "softmax", "k", "key views", "don't say Dv: give the outputs");
-    exact::check(qkv, options_, "softmax");
-    const Shape& q = qkv.q.shape;
-    return {{"out", {DType::kF32, 4, {q[0], q[1], q[2], qkv.v.shape[3]}}},
-            {"lse", {DType::kF32, 3, {q[0], q[1], q[2]}}}};
-  }
-
-  void forward(const Tensors& in, const Tensors& out, Form form, Context& context) const override {
-    if (form != Form::kAny && form != Form::kParallel)
-      throw Error(ErrorKind::kArgument, "softmax", "form", "", "must be parallel");
-    require_known(out, kOut);
-    const AttnOut result{array(out, "out"), array(out, "lse")};
-    softmax_attention(inputs(in, result.out.rank == 4 ? result.out.shape[3] : 0), options_, result, context);
+  void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    const AttnGrad gradients{array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v"), array(grad_in, "bias"),
+                             array(grad_in, "sink_logits")};
+    softmax_attention_backward(inputs(in, 0), options_, {array(out, "out"), array(out, "lse")},
+                               {array(grad_out, "out"), array(grad_out, "lse")}, gradients, context);
   }
 
   std::vector<KeyRange> needed_from(int64_t position) const override {
@@ -103,28 +48,13 @@ class Softmax : public Operator {
     return ranges;
   }
 
- private:
-  static Qkv inputs(const Tensors& in, int64_t dv) {
-    require_known(in, kIn);
-    Qkv qkv{.q = array(in, "q")};
-    const auto k = in.find("k");
-    if (k == in.end()) throw Error(ErrorKind::kArgument, "softmax", "k", "", "must be given");
-    if (const auto* views = std::get_if<std::span<const KeyView>>(&k->second)) {
-      qkv.keys = *views;
-      qkv.dv = dv;
-      if (views->empty()) throw Error(ErrorKind::kArgument, "softmax", "k", "no key views", "must be one a kv head");
-    } else {
-      qkv.k = std::get<View>(k->second);
-    }
-    qkv.v = array(in, "v");
-    qkv.kv_lens = array(in, "kv_lens");
-    qkv.q_positions = array(in, "q_positions");
-    qkv.bias = array(in, "bias");
-    qkv.sink_logits = array(in, "sink_logits");
-    qkv.documents = array(in, "documents");
-    return qkv;
+ protected:
+  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
+    softmax_attention(qkv, options_, out, context);
   }
+  void check(const Qkv& qkv, const Tensors&) const override { exact::check(qkv, options_, op()); }
 
+ private:
   SoftmaxOptions options_;
 };
 
@@ -143,12 +73,22 @@ constexpr Entry kSoftmax = {
     .traits = {.exact_for = "every input: nothing is approximated",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
-    .notes = "Forward only. 115: the mask; keys keep the positions of the text.",
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes = "115: the mask; keys keep the positions of the text.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<Softmax>(options_from(spec));
+      return std::make_unique<Softmax>(softmax_options(spec));
     },
-    .reference = [](const Spec& spec) { return make_softmax_reference(options_from(spec)); },
+    .reference = [](const Spec& spec) { return make_softmax_reference(softmax_options(spec)); },
+    .bound = softmax_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "w[i,j] = p[i,j] / z[i]\n"
+        "o[i,c] = sum_j w[i,j] * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace

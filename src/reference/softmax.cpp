@@ -3,62 +3,27 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
-#include "attend/tensor/error.h"
+#include "reference/inputs.h"
 
 namespace attend {
 namespace {
 
-double scalar(DType type, const char* p) {
-  switch (type) {
-    case DType::kF32:
-      return *reinterpret_cast<const float*>(p);
-    case DType::kF64:
-      return *reinterpret_cast<const double*>(p);
-    case DType::kF16:
-      return to_f32(*reinterpret_cast<const F16*>(p));
-    case DType::kBF16:
-      return to_f32(*reinterpret_cast<const BF16*>(p));
-    case DType::kI32:
-      return *reinterpret_cast<const int32_t*>(p);
-    case DType::kI64:
-      return static_cast<double>(*reinterpret_cast<const int64_t*>(p));
-    case DType::kBool:
-      return *p != 0;
-  }
-  return 0;
-}
+using namespace reference;
 
-// Axes of 1 are repeated.
-double element(const View& v, std::initializer_list<int64_t> index) {
-  int axis = 0;
-  int64_t offset = 0;
-  for (int64_t i : index) {
-    offset += v.shape[axis] == 1 ? 0 : i * v.stride[axis];
-    ++axis;
-  }
-  return scalar(v.type, v.as<char>() + offset * size_of(v.type));
-}
+constexpr double kHidden = -std::numeric_limits<double>::infinity();
 
-// One batch entry's and kv head's keys, as an array or as runs.
-struct KeySource {
-  View k, v;
-  const KeyView* runs = nullptr;
-  int64_t batch = 0, head = 0, count = 0;
-
-  double get(bool value, int64_t slot, int64_t c) const {
-    if (!runs) return element(value ? v : k, {batch, head, slot, c});
-    for (const KeyRun& run : runs->runs)
-      if (slot >= run.first_slot && slot < run.first_slot + run.count) {
-        const int64_t offset = (slot - run.first_slot) * (value ? run.v_stride : run.k_stride) + c;
-        const DType type = value ? runs->v_type : runs->k_type;
-        return scalar(type, static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type));
-      }
-    return 0;
-  }
-  int64_t position(int64_t slot) const {
-    return runs && !runs->position.empty() ? runs->position[static_cast<size_t>(slot)] : slot;
-  }
+// One query: its scores and what the softmax divides by.
+struct Row {
+  std::vector<double> score;  // [Tk], kHidden where the key takes no part
+  std::vector<double> slope;  // d score / d dot product
+  double top = kHidden, total = 0;
+  bool empty() const { return top == kHidden && total == 0; }
+  double offset() const { return top == kHidden ? 0 : top; }
+  double lse() const { return empty() ? kHidden : offset() + std::log(total); }
+  double weight(int64_t j) const { return std::exp(score[static_cast<size_t>(j)] - offset()) / total; }
+  bool sees(int64_t j) const { return score[static_cast<size_t>(j)] != kHidden; }
 };
 
 class SoftmaxReference : public Operator {
@@ -66,58 +31,76 @@ class SoftmaxReference : public Operator {
   explicit SoftmaxReference(const SoftmaxOptions& options) : o_(options) {}
 
   std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
-    const View &q = view(in, "q"), v = optional(in, "v");
-    const int64_t dv = v.data ? v.shape[3] : optional(in, "dv").shape[0];
-    return {{"out", {DType::kF64, 4, {q.shape[0], q.shape[1], q.shape[2], dv}}},
-            {"lse", {DType::kF64, 3, {q.shape[0], q.shape[1], q.shape[2]}}}};
+    return attention_outputs(in);
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = view(in, "q"), &result = view(out, "out"), lse = optional(out, "lse");
-    for (int64_t b = 0; b < q.shape[0]; ++b)
-      for (int64_t h = 0; h < q.shape[1]; ++h)
-        for (int64_t i = 0; i < q.shape[2]; ++i) row(in, result, lse, b, h, i);
+    const View &q = required(in, "q"), result = optional(out, "out"), lse = optional(out, "lse");
+    each_row(q, [&](int64_t b, int64_t h, int64_t i) {
+      const Keys keys(in, b, h, q.shape[1], q.shape[0]);
+      const Row r = row(in, keys, b, h, i);
+      if (lse.data) store(lse, {b, h, i}, r.lse());
+      if (!result.data) return;
+      std::vector<double> sums(static_cast<size_t>(result.shape[3]), 0);
+      for (int64_t j = 0; j < keys.count; ++j) {
+        if (!r.sees(j)) continue;
+        const double weight = r.weight(j);
+        for (size_t c = 0; c < sums.size(); ++c) sums[c] += weight * keys.v(j, static_cast<int64_t>(c));
+      }
+      for (size_t c = 0; c < sums.size(); ++c)
+        store(result, {b, h, i, static_cast<int64_t>(c)}, r.empty() ? 0 : sums[c]);
+    });
+  }
+
+  // d out / d score of a softmax: dS = P (dP - sum_j P dP), dP = dO . v; d lse / d score = P. (Dao et al. 2022,
+  // arXiv:2205.14135, appendix B.2.)
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View& q = required(in, "q");
+    const View d_out = optional(grad_out, "out"), d_lse = optional(grad_out, "lse");
+    const View dq = optional(grad_in, "q"), dk = optional(grad_in, "k"), dv = optional(grad_in, "v"),
+               d_bias = optional(grad_in, "bias"), d_sink = optional(grad_in, "sink_logits"),
+               sinks = optional(in, "sink_logits");
+    for (const View& grad : {dq, dk, dv, d_bias, d_sink}) clear(grad);
+    each_row(q, [&](int64_t b, int64_t h, int64_t i) {
+      const Keys keys(in, b, h, q.shape[1], q.shape[0]);
+      const Row r = row(in, keys, b, h, i);
+      if (r.empty()) return;
+      std::vector<double> d_weight(static_cast<size_t>(keys.count), 0);
+      double mean = 0;
+      for (int64_t j = 0; j < keys.count; ++j) {
+        if (!r.sees(j)) continue;
+        double& d = d_weight[static_cast<size_t>(j)];
+        for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c) d += element(d_out, {b, h, i, c}) * keys.v(j, c);
+        mean += r.weight(j) * d;
+      }
+      const double from_lse = d_lse.data ? element(d_lse, {b, h, i}) : 0;
+      const double scale = scale_of(q.shape[3]);
+      for (int64_t j = 0; j < keys.count; ++j) {
+        if (!r.sees(j)) continue;
+        const double weight = r.weight(j), d_score = weight * (d_weight[static_cast<size_t>(j)] - mean + from_lse);
+        if (d_bias.data) add(d_bias, {b, h, i, j}, d_score);
+        const double d_dot = d_score * r.slope[static_cast<size_t>(j)] * scale;
+        for (int64_t c = 0; c < q.shape[3]; ++c) {
+          if (dq.data) add(dq, {b, h, i, c}, d_dot * keys.k(j, c));
+          if (dk.data) add(dk, {b, keys.head, j, c}, d_dot * element(q, {b, h, i, c}));
+        }
+        for (int64_t c = 0; d_out.data && dv.data && c < dv.shape[3]; ++c)
+          add(dv, {b, keys.head, j, c}, weight * element(d_out, {b, h, i, c}));
+      }
+      if (d_sink.data) add(d_sink, {h}, std::exp(element(sinks, {h}) - r.offset()) / r.total * (from_lse - mean));
+    });
   }
 
  private:
-  static const View& view(const Tensors& t, std::string_view name) {
-    const auto found = t.find(name);
-    if (found == t.end()) throw Error(ErrorKind::kArgument, "softmax reference", name, "", "must be given");
-    return std::get<View>(found->second);
-  }
-  static View optional(const Tensors& t, std::string_view name) {
-    const auto found = t.find(name);
-    return found != t.end() && std::holds_alternative<View>(found->second) ? std::get<View>(found->second) : View{};
+  template <class F>
+  static void each_row(const View& q, F f) {
+    for (int64_t b = 0; b < q.shape[0]; ++b)
+      for (int64_t h = 0; h < q.shape[1]; ++h)
+        for (int64_t i = 0; i < q.shape[2]; ++i) f(b, h, i);
   }
 
-  static KeySource source(const Tensors& in, int64_t b, int64_t h, int64_t heads, int64_t batches) {
-    KeySource s;
-    s.batch = b;
-    const Arg& k = in.find("k")->second;
-    if (const auto* views = std::get_if<std::span<const KeyView>>(&k)) {
-      const int64_t kv_heads = static_cast<int64_t>(views->size()) / batches;
-      s.head = h / (heads / kv_heads);
-      s.runs = &(*views)[static_cast<size_t>(b * kv_heads + s.head)];
-      s.count = s.runs->count();
-      return s;
-    }
-    s.k = std::get<View>(k);
-    s.v = view(in, "v");
-    s.head = h / (heads / s.k.shape[1]);
-    s.count = s.k.shape[2];
-    if (const View lens = optional(in, "kv_lens"); lens.data) s.count = static_cast<int64_t>(element(lens, {b}));
-    return s;
-  }
-
-  // One past the last position of any kv head of batch entry b.
-  static int64_t text_length(const Tensors& in, int64_t b, int64_t heads, int64_t batches) {
-    int64_t length = 0;
-    for (int64_t h = 0; h < heads; ++h) {
-      const KeySource s = source(in, b, h, heads, batches);
-      if (s.count > 0) length = std::max(length, s.position(s.count - 1) + 1);
-    }
-    return length;
-  }
+  double scale_of(int64_t d) const { return o_.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : o_.scale; }
 
   bool visible(int64_t p, int64_t j, const View& documents, int64_t b) const {
     if (documents.data && p < 0) return false;
@@ -127,49 +110,47 @@ class SoftmaxReference : public Operator {
     return o_.window == 0 || p - j < o_.window || j < o_.sinks;
   }
 
-  void row(const Tensors& in, const View& result, const View& lse, int64_t b, int64_t h, int64_t i) const {
-    const View &q = view(in, "q"), bias = optional(in, "bias"), sinks = optional(in, "sink_logits"),
-               documents = optional(in, "documents"), positions = optional(in, "q_positions");
-    const int64_t batches = q.shape[0], heads = q.shape[1], queries = q.shape[2], d = q.shape[3], dv = result.shape[3];
-    const KeySource keys = source(in, b, h, heads, batches);
-    const int64_t p = positions.data ? static_cast<int64_t>(element(positions, {b, i}))
-                                     : i + text_length(in, b, heads, batches) - queries;
-    const double scale = o_.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : o_.scale;
-    constexpr double kHidden = -std::numeric_limits<double>::infinity();
-    std::vector<double> scores(static_cast<size_t>(keys.count), kHidden), sum_of(static_cast<size_t>(dv), 0);
-    double top = kHidden;
+  Row row(const Tensors& in, const Keys& keys, int64_t b, int64_t h, int64_t i) const {
+    const View &q = required(in, "q"), bias = optional(in, "bias"), sinks = optional(in, "sink_logits"),
+               documents = optional(in, "documents");
+    const int64_t p = query_position(in, b, i);
+    Row r;
+    r.score.assign(static_cast<size_t>(keys.count), kHidden);
+    r.slope.assign(static_cast<size_t>(keys.count), 1);
     for (int64_t j = 0; j < keys.count; ++j) {
       if (!visible(p, keys.position(j), documents, b)) continue;
       double s = 0;
-      for (int64_t c = 0; c < d; ++c) s += element(q, {b, h, i, c}) * keys.get(false, j, c);
-      s *= scale;
-      if (o_.softcap != 0) s = o_.softcap * std::tanh(s / o_.softcap);
+      for (int64_t c = 0; c < q.shape[3]; ++c) s += element(q, {b, h, i, c}) * keys.k(j, c);
+      s *= scale_of(q.shape[3]);
+      if (o_.softcap != 0) {
+        const double t = std::tanh(s / o_.softcap);
+        s = o_.softcap * t;
+        r.slope[static_cast<size_t>(j)] = 1 - t * t;
+      }
       if (bias.data) s += element(bias, {b, h, i, j});
-      scores[static_cast<size_t>(j)] = s;
-      if (s > top) top = s;
+      r.score[static_cast<size_t>(j)] = s;
+      if (s > r.top) r.top = s;
     }
-    const double offset = top == kHidden ? 0 : top;
-    double total = 0;
-    for (int64_t j = 0; j < keys.count; ++j) {
-      const double s = scores[static_cast<size_t>(j)];
-      if (s == kHidden) continue;  // takes part in nothing
-      const double weight = std::exp(s - offset);
-      total += weight;
-      for (int64_t c = 0; c < dv; ++c) sum_of[static_cast<size_t>(c)] += weight * keys.get(true, j, c);
-    }
-    const bool empty = top == kHidden && total == 0;
-    if (sinks.data && !empty) total += std::exp(element(sinks, {h}) - offset);
-    for (int64_t c = 0; c < dv; ++c) store(result, {b, h, i, c}, empty ? 0 : sum_of[static_cast<size_t>(c)] / total);
-    if (lse.data) store(lse, {b, h, i}, empty ? kHidden : offset + std::log(total));
+    for (double s : r.score)
+      if (s != kHidden) r.total += std::exp(s - r.offset());
+    if (sinks.data && !r.empty()) r.total += std::exp(element(sinks, {h}) - r.offset());
+    return r;
   }
 
-  static void store(const View& v, std::initializer_list<int64_t> index, double x) {
-    if (v.type == DType::kF64) {
-      *v.at<double>(index) = x;
-    } else {
-      *v.at<float>(index) = static_cast<float>(x);
-    }
+  static void clear(const View& v) {
+    for (int64_t i = 0; v.data && i < v.count(); ++i) *address(v, i) = 0;
   }
+  // Gradients are f64 and dense; axes of 1 gather what they repeat.
+  static void add(const View& v, std::initializer_list<int64_t> index, double x) {
+    int axis = 0;
+    int64_t at = 0;
+    for (int64_t i : index) {
+      at = at * v.shape[axis] + (v.shape[axis] == 1 ? 0 : i);
+      ++axis;
+    }
+    *address(v, at) += x;
+  }
+  static double* address(const View& v, int64_t index) { return v.as<double>() + index; }
 
   SoftmaxOptions o_;
 };

@@ -1,8 +1,6 @@
 // The body of attend_split (see attend/simd/split.h), included once per instruction set after HWY_TARGET is set.
 #include <algorithm>
 #include <bit>
-#include <cmath>
-#include <cstring>
 #include <type_traits>
 
 #include "attend/simd/split.h"
@@ -13,50 +11,16 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/math-inl.h"
 #include "simd/micro-inl.h"
 #include "simd/partial-inl.h"
+#include "simd/weights-inl.h"
 
 namespace attend {
 namespace HWY_NAMESPACE {
 
 using split_layout::kBlockRows;
 using split_layout::kGroupRows;
-using split_layout::kStripCols;
 
 // From here on rows share f32 copies of the values; fewer read them in place.
 inline constexpr int kPackValuesRows = 13;
-
-struct Span {
-  int begin, end;
-  bool empty() const { return begin >= end; }
-};
-
-// Strip columns that some row of a group sees: at most two spans, a gap between them.
-struct Union {
-  Span a{kStripCols, 0}, b{kStripCols, 0};
-
-  void add(const ColumnRanges& r) {
-    if (r.a0 < r.a1) widen(a, r.a0, r.a1);
-    if (r.b0 < r.b1) widen(b, r.b0, r.b1);
-  }
-  void add(const Union& u) {
-    if (!u.a.empty()) widen(a, u.a.begin, u.a.end);
-    if (!u.b.empty()) widen(b, u.b.begin, u.b.end);
-  }
-  // Spans that meet after rounding to 16 columns become one.
-  void close() {
-    if (a.empty()) std::swap(a, b);
-    if (!a.empty() && !b.empty() && b.begin / 16 * 16 < (a.end + 15) / 16 * 16) {
-      a = {std::min(a.begin, b.begin), std::max(a.end, b.end)};
-      b = {kStripCols, 0};
-    }
-  }
-  bool touches(int begin, int end) const {
-    return (!a.empty() && a.begin < end && begin < a.end) || (!b.empty() && b.begin < end && begin < b.end);
-  }
-  static void widen(Span& s, int begin, int end) {
-    s.begin = std::min(s.begin, begin);
-    s.end = std::max(s.end, end);
-  }
-};
 
 class Split {
  public:
@@ -68,14 +32,14 @@ class Split {
         panels_(reinterpret_cast<float*>(job.scratch + layout_.panels)),
         values_(reinterpret_cast<float*>(job.scratch + layout_.values)),
         positions_(reinterpret_cast<int32_t*>(job.scratch + layout_.positions)),
-        padded_(padded_dv(job.dv)) {
-    dense_ = !job.k_position || job.k_position[job.cols - 1] - job.k_position[0] == job.cols - 1;
+        padded_(padded_dv(job.dv)),
+        weights_(job, positions_) {
     one_block_ = rows_ <= kBlockRows;
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
     const int vecs = job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     pack_values_ = rows_ >= kPackValuesRows ? job.v_type != DType::kF32 || job.dv % 16 != 0 : job.dv % 16 != 0;
-    if (job.hook)
+    if (job.hook || job.weight || job.final_hook)
       for (int c = 0; c < kStripCols; ++c) {
         const int j = std::min(c, job.cols - 1);
         positions_[c] = job.k_position ? job.k_position[j] : static_cast<int32_t>(job.first_position + j);
@@ -88,27 +52,29 @@ class Split {
 
  private:
   float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripCols; }
-  const ColumnRanges& visible(int row) const { return job_.visible[row % job_.tokens]; }
 
   void block(int first, int count) {
-    Union groups[kBlockRows / kGroupRows], all;
+    Spans groups[kBlockRows / kGroupRows];
+    Seen all;
     const int group_count = (count + kGroupRows - 1) / kGroupRows;
     for (int g = 0; g < group_count; ++g) {
-      for (int r = g * kGroupRows; r < std::min(count, (g + 1) * kGroupRows); ++r) groups[g].add(visible(first + r));
-      all.add(groups[g]);
-      groups[g].close();
+      Seen seen;
+      for (int r = g * kGroupRows; r < std::min(count, (g + 1) * kGroupRows); ++r)
+        seen.add(weights_.visible(first + r), weights_.mask(first + r));
+      all.add(seen);
+      groups[g] = seen.spans();
     }
-    all.close();
+    const Spans spans = all.spans();
     for (int r = 0; r < count; ++r) std::fill_n(acc_row(first + r), padded_, 0.0f);
-    if (all.a.empty()) {
+    if (spans.empty()) {
       std::fill_n(job_.max + first, count, kNegInf);
       std::fill_n(job_.sum + first, count, 0.0f);
       return;
     }
-    scores(first, count, groups, group_count, all);
-    if (job_.hook) run_hook(first, count, all);
-    for (int r = 0; r < count; ++r) softmax_row(first + r, strip_row(r), groups[r / kGroupRows]);
-    for (int g = 0; g < group_count; ++g)
+    scores(first, count, groups, group_count, spans);
+    if (job_.hook) run_hook(first, count, spans);
+    for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
+    for (int g = 0; g < group_count && !job_.sums_only; ++g)
       weighted_values(first + g * kGroupRows, std::min(kGroupRows, count - g * kGroupRows), strip_row(g * kGroupRows),
                       groups[g]);
   }
@@ -147,7 +113,7 @@ class Split {
     return to;
   }
 
-  void scores(int first, int count, const Union* groups, int group_count, const Union& all) {
+  void scores(int first, int count, const Spans* groups, int group_count, const Spans& all) {
     for (int panel = 0; panel * panel_cols_ < kStripCols; ++panel) {
       const int begin = panel * panel_cols_, end = begin + panel_cols_;
       if (!all.touches(begin, end)) continue;
@@ -184,15 +150,14 @@ class Split {
     }
   }
 
-  void run_hook(int first, int count, const Union& all) {
+  void run_hook(int first, int count, const Spans& all) {
     int32_t q_position[kBlockRows];
     for (int r = 0; r < count;) {
       const int head = (first + r) / job_.tokens;
       int n = 0;
       for (; r + n < count && (first + r + n) / job_.tokens == head; ++n)
         q_position[n] = job_.q_position[(first + r + n) % job_.tokens];
-      for (const Span& span : {all.a, all.b}) {
-        if (span.empty()) continue;
+      for (const Span& span : all) {
         Tile tile{strip_row(r) + span.begin,
                   kStripCols,
                   n,
@@ -207,101 +172,13 @@ class Split {
     }
   }
 
-  // Hides what the row does not see, then s -> p in place over the group's spans.
-  void softmax_row(int row, float* s, const Union& seen) {
-    const F32 d;
-    const ColumnRanges v = visible(row);
-    const Span spans[2] = {align(seen.a), align(seen.b)};
-    if (job_.softcap != 0) {
-      const Vec cap = hn::Set(d, job_.softcap), inverse = hn::Set(d, 1.0f / job_.softcap);
-      for (const Span& span : spans)
-        for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
-          hn::StoreU(hn::Mul(cap, tanh_of(hn::Mul(hn::LoadU(d, s + c), inverse))), d, s + c);
-    }
-    if (job_.bias) {
-      const float* bias =
-          job_.bias + row / job_.tokens * job_.bias_head_stride + row % job_.tokens * job_.bias_token_stride;
-      add_bias(s, bias, v.a0, v.a1);
-      add_bias(s, bias, v.b0, v.b1);
-    }
-    Vec top = hn::Set(d, kNegInf);
-    for (const Span& span : spans) {
-      if (span.empty()) continue;
-      hide(s, span, v);
-      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes)) {
-        const Vec x = hn::LoadU(d, s + c);
-        top = hn::IfThenElse(hn::Gt(x, top), x, top);  // ignores NaN, which exp brings back
-      }
-    }
-    const float max = hn::GetLane(hn::MaxOfLanes(d, top));
-    job_.max[row] = max;
-    const Vec offset = hn::Set(d, max == kNegInf ? 0.0f : max);
-    const bool mark = job_.bias || job_.hook;
-    Vec lanes[16 / kLanes];
-    for (auto& lane : lanes) lane = hn::Zero(d);
-    for (const Span& span : spans)
-      for (int c = span.begin; c < span.end; c += 16)
-        for (int i = 0; i < 16 / kLanes; ++i) {
-          float* at = s + c + i * kLanes;
-          const Vec x = hn::LoadU(d, at);
-          Vec p = exp_of(hn::Sub(x, offset));
-          // Keys hidden by a bias or hook are told from underflow by the sign of their zero.
-          if (mark) p = hn::IfThenElse(hn::Eq(x, hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
-          hn::StoreU(p, d, at);
-          lanes[i] = hn::Add(lanes[i], p);
-        }
-    job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans);
-  }
-
-  static Span align(const Span& s) { return s.empty() ? Span{0, 0} : Span{s.begin / 16 * 16, (s.end + 15) / 16 * 16}; }
-
-  void add_bias(float* s, const float* bias, int begin, int end) const {
-    const F32 d;
-    int c = begin;
-    if (job_.bias_col_stride == 1)
-      for (; c + kLanes <= end; c += static_cast<int>(kLanes))
-        hn::StoreU(hn::Add(hn::LoadU(d, s + c), hn::LoadU(d, bias + c)), d, s + c);
-    for (; c < end; ++c) s[c] += bias[c * job_.bias_col_stride];
-  }
-
-  void hide(float* s, const Span& span, const ColumnRanges& v) const {
-    int from = span.begin;
-    for (const Span& seen : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) {
-      if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
-      std::fill(s + from, s + std::max(from, seen.begin), kNegInf);
-      from = std::min(seen.end, span.end);
-    }
-    std::fill(s + from, s + span.end, kNegInf);
-  }
-
-  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes
-  // nothing, so it does not matter at which position column 0 stands.
-  static float total(const Vec* lanes) {
-    alignas(64) float x[16];
-    for (int i = 0; i < 16 / kLanes; ++i) hn::Store(lanes[i], F32(), x + i * kLanes);
-    for (int half = 8; half >= 1; half /= 2)
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
-  }
-
-  // Keys with gaps between their positions: each still counts in the lane of its position.
-  float total_by_position(const float* p, const Span (&spans)[2]) const {
-    alignas(64) float x[16] = {};
-    for (const Span& span : spans)
-      for (int c = span.begin; c < std::min(span.end, job_.cols); ++c) x[job_.k_position[c] % 16] += p[c];
-    Vec lanes[16 / kLanes];
-    for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Load(F32(), x + i * kLanes);
-    return total(lanes);
-  }
-
-  void weighted_values(int first, int rows, const float* p, const Union& seen) {
-    for (const Span& span : {seen.a, seen.b})
-      if (!span.empty()) add_span(first, rows, p, span.begin, span.end);
+  void weighted_values(int first, int rows, const float* p, const Spans& seen) {
+    for (const Span& span : seen) add_span(first, rows, p, span.begin, span.end);
     if (all_finite(first, rows)) return;
     // A value that is not finite must not reach rows that hide its key: add key by key what each row sees.
     for (int r = 0; r < rows; ++r) {
       std::fill_n(acc_row(first + r), padded_, 0.0f);
-      const ColumnRanges& v = visible(first + r);
+      const ColumnRanges& v = weights_.visible(first + r);
       const float* weights = p + static_cast<int64_t>(r) * kStripCols;
       for (const Span& range : {Span{v.a0, v.a1}, Span{v.b0, v.b1}})
         for (int c = range.begin; c < range.end; ++c)
@@ -378,15 +255,14 @@ class Split {
     }
   }
 
-  static constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2 ? Isa::kAvx2 : Isa::kAvx512);
-
   const SplitJob& job_;
   int rows_;
   split_layout::Layout layout_;
   float *strip_, *panels_, *values_;
   int32_t* positions_;
   int64_t padded_;
-  bool dense_ = true, one_block_ = false, pack_values_ = false;
+  RowWeights weights_;
+  bool one_block_ = false, pack_values_ = false;
   int panel_cols_ = 0;
   uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;

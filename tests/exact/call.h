@@ -38,8 +38,8 @@ struct SmallCall {
   AttnOut outputs() {
     return {dense_view(out.data(), DType::kF32, {b, hq, tq, dv}), dense_view(lse.data(), DType::kF32, {b, hq, tq})};
   }
-  void run(const SoftmaxOptions& options, Context& context, const ScoreHook* hook = nullptr) {
-    softmax_attention(in(), options, outputs(), context, hook);
+  void run(const SoftmaxOptions& options, Context& context, const Variant& variant = {}) {
+    softmax_attention(in(), options, outputs(), context, variant);
   }
 };
 

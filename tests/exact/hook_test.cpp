@@ -15,10 +15,10 @@ TEST_P(Hooks, ALambdaEqualsTheSameBias) {
   test::SmallCall call(2, 4, 2, 70, 1100, 16, 24);
   const float slopes[] = {0.5f, 0.25f, 0.125f, 0.0625f};
   auto alibi = [&](float s, int, int head, int i, int j) { return s + slopes[head] * static_cast<float>(j - i); };
-  const ScoreHook hook = score_hook(alibi);
+  const Hook hook = make_hook(alibi);
   for (const SoftmaxOptions& options : {SoftmaxOptions{.causal = true}, {.window = 300, .sinks = 3}}) {
     Context context = test::context_for(GetParam(), 2);
-    call.run(options, context, &hook);
+    call.run(options, context, {.score = &hook});
     const std::vector<float> hooked = call.out;
 
     std::vector<float> bias(static_cast<size_t>(4 * 70 * 1100));
@@ -37,13 +37,13 @@ TEST_P(Hooks, MinusInfinityHidesEvenWhatIsNotFinite) {
   test::SmallCall call(1, 1, 1, 5, 40, 8, 8);
   for (int c = 0; c < 8; ++c) call.v[static_cast<size_t>(3 * 8 + c)] = NAN;
   auto even = [](float s, int, int, int, int j) { return j % 2 == 0 ? s : -std::numeric_limits<float>::infinity(); };
-  const ScoreHook hook = score_hook(even);
+  const Hook hook = make_hook(even);
   Context context = test::context_for(GetParam());
-  call.run({}, context, &hook);
+  call.run({}, context, {.score = &hook});
   for (float x : call.out) EXPECT_FALSE(std::isnan(x));
   auto odd = [](float s, int, int, int, int j) { return j % 2 == 1 ? s : -std::numeric_limits<float>::infinity(); };
-  const ScoreHook other = score_hook(odd);
-  call.run({}, context, &other);
+  const Hook other = make_hook(odd);
+  call.run({}, context, {.score = &other});
   for (float x : call.out) EXPECT_TRUE(std::isnan(x));
 }
 
@@ -56,9 +56,9 @@ TEST_P(Hooks, SeesPositionsHeadsAndBatches) {
     heads |= 1 << head;
     return s;
   };
-  const ScoreHook hook = score_hook(look);
+  const Hook hook = make_hook(look);
   Context context = test::context_for(GetParam());
-  call.run({.causal = true}, context, &hook);
+  call.run({.causal = true}, context, {.score = &hook});
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(batches, 3);
   EXPECT_EQ(heads, 15);
@@ -69,14 +69,14 @@ TEST_P(Hooks, TheForcedInstructionSetRuns) {
   test::SmallCall call(1, 1, 1, 3, 30, 8, 8);
   static int called;
   called = 0;
-  ScoreHook hook;
+  Hook hook;
   hook.run.fill([](void*, Tile&) { called -= 1000; });
   auto count = [](void*, Tile&) { ++called; };
   hook.run[static_cast<int>(GetParam())] = count;
   // One attention kernel serves both: int8 products are what the second adds.
   if (GetParam() == Isa::kAvx512Vnni) hook.run[static_cast<int>(Isa::kAvx512)] = count;
   Context context = test::context_for(GetParam());
-  call.run({}, context, &hook);
+  call.run({}, context, {.score = &hook});
   EXPECT_GT(called, 0);
 }
 

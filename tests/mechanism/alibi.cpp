@@ -15,8 +15,8 @@ void alibi_attention(const Qkv& in, const AlibiOptions& options, const AttnOut& 
   auto falls = [&](float s, int, int head, int32_t i, int32_t j) {
     return s - slope[static_cast<size_t>(head)] * static_cast<float>(std::abs(i - j));
   };
-  const ScoreHook hook = score_hook(falls);
-  softmax_attention(in, {.causal = options.causal}, out, context, &hook);
+  const Hook hook = make_hook(falls);
+  softmax_attention(in, {.causal = options.causal}, out, context, {.score = &hook});
 }
 
 }  // namespace attend

@@ -1,57 +1,36 @@
-#include "attend/tensor/error.h"
+#include "attend/exact/attention_operator.h"
 #include "mechanism/alibi.h"
 
 namespace attend {
 namespace {
 
-constexpr Option kOptions[] = {
-    {"causal", "", "a query sees no key after its own position", "false", OptionType::kFlag, 0, 0},
-};
-constexpr Port kIn[] = {
-    {"q", "B Hq Tq D", "f32", true, "queries"},
-    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys"},
-    {"v", "B Hkv Tk Dv", "f32 f16 bf16", true, "values"},
-};
-constexpr Port kOut[] = {
-    {"out", "B Hq Tq Dv", "f32", true, "weighted values"},
-    {"lse", "B Hq Tq", "f32", false, "natural log of the softmax denominator"},
-};
+constexpr Option kOptions[] = {option::kCausal};
+constexpr Port kIn[] = {port::kQ, port::kK, port::kV};
+constexpr Port kOut[] = {port::kOut, port::kLse};
 constexpr Paper kPapers[] = {
     {"Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation", "2108.12409", ""},
 };
 constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "grouped"};
 
-class Alibi : public Operator {
+class Alibi : public AttentionOperator {
  public:
-  explicit Alibi(const AlibiOptions& options) : options_(options) {}
+  explicit Alibi(const AlibiOptions& options) : AttentionOperator("alibi", kIn, kOut), options_(options) {}
 
-  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
-    const View q = array(in, "q"), v = array(in, "v");
-    return {{"out", {DType::kF32, 4, {q.shape[0], q.shape[1], q.shape[2], v.shape[3]}}},
-            {"lse", {DType::kF32, 3, {q.shape[0], q.shape[1], q.shape[2]}}}};
-  }
-
-  void forward(const Tensors& in, const Tensors& out, Form, Context& context) const override {
-    for (const auto& [name, value] : in) {
-      if (name != "q" && name != "k" && name != "v")
-        throw Error(ErrorKind::kArgument, "alibi", "port", name, "unknown");
-    }
-    const View lse = out.contains("lse") ? array(out, "lse") : View{};
-    alibi_attention({.q = array(in, "q"), .k = array(in, "k"), .v = array(in, "v")}, options_, {array(out, "out"), lse},
-                    context);
+ protected:
+  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
+    alibi_attention(qkv, options_, out, context);
   }
 
  private:
-  static View array(const Tensors& tensors, std::string_view name) {
-    const auto found = tensors.find(name);
-    if (found == tensors.end() || !std::holds_alternative<View>(found->second)) {
-      throw Error(ErrorKind::kArgument, "alibi", name, "", "must be given as an array");
-    }
-    return std::get<View>(found->second);
-  }
-
   AlibiOptions options_;
 };
+
+// Slopes are at most 1: the bias reaches the longest distance.
+double bound_of(const Spec& spec, const Tensors& in, std::string_view output) {
+  bound::SoftmaxNorms norms = softmax_norms(spec, in);
+  norms.bias = static_cast<double>(norms.keys + array(in, "q", "bound").shape[2]);
+  return output == "lse" ? bound::softmax_lse(norms) : bound::softmax(norms);
+}
 
 constexpr Entry kAlibi = {
     .kind = Kind::kMechanism,
@@ -69,6 +48,7 @@ constexpr Entry kAlibi = {
       return std::make_unique<Alibi>(AlibiOptions{.causal = spec.flag("causal")});
     },
     .reference = [](const Spec& spec) { return make_alibi_reference({.causal = spec.flag("causal")}); },
+    .bound = bound_of,
 };
 
 }  // namespace

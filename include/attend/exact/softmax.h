@@ -21,8 +21,10 @@
 // Numerics f32 accumulation; |out - reference| <= bound::softmax(...). Same bits: any.
 #include <span>
 
+#include "attend/exact/block_mask.h"
 #include "attend/exact/softmax_options.h"
 #include "attend/simd/hook.h"
+#include "attend/simd/normalizer.h"
 #include "attend/tensor/context.h"
 #include "attend/tensor/key_view.h"
 #include "attend/tensor/view.h"
@@ -42,13 +44,58 @@ struct Qkv {
   View documents = {};                 // [B, T] i32, by position, non-decreasing
 };
 
+// Either may be absent.
 struct AttnOut {
-  View out;       // f32
-  View lse = {};  // f32, the natural log of the denominator, sink logit included; optional
+  View out = {};  // f32
+  View lse = {};  // f32, the natural log of the denominator, sink logit included; of softmax normalisers alone
+};
+
+// What a mechanism changes in softmax attention, beside what inputs can say (a bias of any strides, with a col stride
+// of 1 and a token stride of -1 a Toeplitz one; sink logits; documents).
+struct Variant {
+  Normalizer normalizer = Normalizer::kSoftmax;
+  // s <- f(s), after the scale and before soft-cap and bias.
+  const Hook* score = nullptr;
+  // With a softmax: weight <- f(weight), f linear in the weight; the denominator is the sum before it. With kSum and
+  // kNone: weight = f(score), f(-inf) not asked for.
+  const Hook* weight = nullptr;
+  // A second pass over the keys: weight <- f(normalised weight), then divided by their sum if `renormalise`.
+  const Hook* final_weight = nullptr;
+  bool renormalise = false;
+  // Positions that are visible, on top of what the options say.
+  const BlockMask* mask = nullptr;
+  // Of `score`, for the backward pass: s -> d f(s) / d s. score_slope() makes it from a functor.
+  const Hook* score_slope = nullptr;
 };
 
 void softmax_attention(const Qkv& in, const SoftmaxOptions& options, const AttnOut& out, Context& context,
-                       const ScoreHook* hook = nullptr);
+                       const Variant& variant = {});
+
+// Gradients of a loss with respect to the outputs; either may be absent.
+struct AttnOutGrad {
+  View out = {};  // [B,Hq,Tq,Dv] f32
+  View lse = {};  // [B,Hq,Tq] f32
+};
+
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent. Axes that an input
+// repeats are summed over.
+struct AttnGrad {
+  View q = {}, k = {}, v = {}, bias = {}, sink_logits = {};
+};
+
+// Writes `grad_in`. `forward` holds both outputs of softmax_attention for the same arguments.
+//
+// Source   Dao et al. 2022, arXiv:2205.14135, Algorithm 4: scores are computed again, a tile at a time.
+// Cost     2 (3 D + 2 Dv) flops for each visible pair; memory O(threads * (256 (4 D + 4 Dv) + 96 * 816)) and one float
+// a
+//          query. Threads take splits of 256 positions; sums over splits and heads are in ascending order, so the bits
+//          do not depend on the number of threads.
+// Errors   as softmax_attention; Error(kArgument) also for inputs that are key views, and for variants that are no
+//          softmax, have final weights, or a score hook without its slope.
+// Numerics |grad - reference| <= bound::softmax_dq(...) and its neighbours.
+void softmax_attention_backward(const Qkv& in, const SoftmaxOptions& options, const AttnOut& forward,
+                                const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context,
+                                const Variant& variant = {});
 
 // Attention over part of the keys, not yet normalised, for B * Hq * Tq queries. Partials over disjoint keys merge to
 // what attention over all of them gives; merging is associative up to rounding, and the empty partial is its identity.
@@ -73,9 +120,9 @@ class Partial {
 };
 
 // The part of softmax_attention over keys with positions in `range`. Sink logits don't take part: they enter at
-// finish().
+// finish(). Throws Error(kArgument) for a normaliser other than a softmax and for `final_weight`.
 Partial softmax_partial(const Qkv& in, const SoftmaxOptions& options, KeyRange range, Context& context,
-                        const ScoreHook* hook = nullptr);
+                        const Variant& variant = {});
 
 // into <- into + from. Throws Error(kArgument) if their shapes differ.
 void merge(Partial& into, const Partial& from, const Context& context);

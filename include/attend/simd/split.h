@@ -4,13 +4,16 @@
 //
 //   max[r] = max_j s[r,j]     p[r,j] = exp(s[r,j] - max[r])     sum[r] = sum_j p[r,j]     acc[r] = sum_j p[r,j] v[j]
 //
-// over the visible columns j, with s = bias + cap(hook(scale * q . k)). Results of a row depend on its own query and on
-// the keys it sees, by position, and on nothing else: neither on the other rows, nor on the slots of the keys, nor on
-// keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by position mod 16.
+// over the visible columns j, with s = bias + cap(hook(scale * q . k)); other normalisers (attend/simd/normalizer.h)
+// leave max at 0 and weigh by p = f(s), so that their partials merge by addition. Results of a row depend on its own
+// query and on the keys it sees, by position, and on nothing else: neither on the other rows, nor on the slots of the
+// keys, nor on keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by
+// position mod 16.
 #include <cstdint>
 #include <span>
 
 #include "attend/simd/hook.h"
+#include "attend/simd/normalizer.h"
 #include "attend/tensor/key_view.h"
 
 namespace attend {
@@ -38,13 +41,24 @@ struct SplitJob {
   const int32_t* k_position;    // [cols], or null: first_position + column
   int64_t first_position;       // of column 0
   const ColumnRanges* visible;  // [tokens]
+  const uint64_t* mask;         // [tokens, 8], a bit a column: also hidden where it is 0; null: none
+  int64_t mask_head_stride;     // words; 0 where heads share it
 
   // Scores.
   float softcap;      // 0: none
   const float* bias;  // of head 0, token 0, column 0; null: none
   int64_t bias_head_stride, bias_token_stride, bias_col_stride;
-  const ScoreHook* hook;  // null: none
+  const Hook* hook;  // null: none
   int batch, first_head;
+
+  // Weights.
+  Normalizer normalizer;
+  const Hook* weight;  // softmax: p <- f(p) once the sum is taken, f linear in p; else p = f(s)
+  // A second pass over the keys: weights are normalised by what the first one found, p = exp(s - given_max) *
+  // given_inverse or f(s) * given_inverse, and `final_hook`, if any, maps them. [rows], or null in the first pass.
+  const float *given_max, *given_inverse;
+  const Hook* final_hook;
+  bool sums_only;  // acc is not computed
 
   // Results, one row after another; acc rows are padded to a multiple of 16.
   float *max, *sum, *acc;

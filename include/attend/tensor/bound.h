@@ -84,4 +84,50 @@ inline double softmax_lse(const SoftmaxNorms& n) {
   return softmax_score(n) + softmax_weight(n) + kEpsilon * (terms + 2 * magnitude + 2);
 }
 
+// What a backward pass of softmax attention has to do with, beside the forward pass.
+struct SoftmaxGradientNorms {
+  SoftmaxNorms forward;
+  int64_t rows, dv;         // queries of one kv head: Tq * Hq / Hkv; width of a value
+  double value;             // largest Euclidean norm of a value row
+  double d_out, d_lse = 0;  // largest Euclidean norm of a row of the gradient of out; largest |gradient of lse|
+  double q_max, k_max;      // largest magnitudes of an element of q and k
+};
+
+// Largest |d score| divided by its weight: dS = P (dP - delta + dlse) with |dP|, |delta| <= |dO| |v|.
+inline double softmax_slope(const SoftmaxGradientNorms& n) {
+  return 2 * n.d_out * n.value + n.d_lse;
+}
+
+// Error of d score divided by its weight: that of the weight, of the dot products dO . v and dO . O, of O itself (a
+// relative error of each weight, so at most that times |v|), of four more operations; with a soft-cap, of the factor
+// 1 - tanh^2 (its tanh is within 8 epsilon, and moves by at most 2 / cap times the error of the score).
+inline double softmax_slope_error(const SoftmaxGradientNorms& n) {
+  const double slope = softmax_slope(n), product_of_norms = n.d_out * n.value;
+  const double weight =
+      2 * softmax_weight(n.forward) +
+      kEpsilon * static_cast<double>(std::min<int64_t>(n.forward.keys, 512) + 6 * (n.forward.keys / 512 + 1));
+  double error =
+      weight * (slope + 2 * product_of_norms) + 2 * gamma(n.dv + 4) * product_of_norms + 4 * kEpsilon * slope;
+  if (n.forward.softcap > 0) error += slope * (20 * kEpsilon + 2 / n.forward.softcap * softmax_score(n.forward));
+  return error;
+}
+
+// Weights of a row sum to at most 1: sums over keys of P x are at most max x.
+inline double softmax_dq(const SoftmaxGradientNorms& n) {
+  return n.forward.scale * n.k_max * (softmax_slope_error(n) + gamma(n.forward.keys + 8) * softmax_slope(n)) + 1e-37;
+}
+inline double softmax_dk(const SoftmaxGradientNorms& n) {
+  return static_cast<double>(n.rows) * n.forward.scale * n.q_max *
+             (softmax_slope_error(n) + gamma(n.rows + 8) * softmax_slope(n)) +
+         1e-37;
+}
+inline double softmax_dv(const SoftmaxGradientNorms& n) {
+  const double weight = 2 * softmax_weight(n.forward) + kEpsilon * 8;
+  return static_cast<double>(n.rows) * n.d_out * (weight + gamma(n.rows + 8)) + 1e-37;
+}
+// Of a sum of `terms` gradients of scores.
+inline double softmax_dbias(const SoftmaxGradientNorms& n, int64_t terms) {
+  return static_cast<double>(terms) * (softmax_slope_error(n) + gamma(terms + 8) * softmax_slope(n)) + 1e-37;
+}
+
 }  // namespace attend::bound

@@ -37,6 +37,7 @@ struct Port {
   std::string_view types;        // "f32", or "f32 f16 bf16"
   bool required;
   std::string_view help;
+  double low = 0, high = 0;  // values lie in [low, high] if low < high
 };
 
 struct Paper {
@@ -51,6 +52,12 @@ struct Traits {
   std::span<const std::string_view> forms;     // ways of executing the definition
   std::span<const std::string_view> patterns;  // kinds of visibility it covers
   SameBits same_bits = SameBits::kAny;
+  std::span<const std::string_view> gradients = {};  // input ports for which backward() gives a gradient
+};
+
+// Sizes by the axis names that ports use.
+struct Sizes {
+  int64_t b = 1, hq = 1, hkv = 1, tq = 1, tk = 1, d = 1, dv = 1;
 };
 
 // A port's value: an array, or (port "k" of exact attention, with no "v" beside it) the keys of a model's store, one
@@ -78,6 +85,12 @@ struct Operator : Component {
   // Writes the outputs that `out` names. Everything is checked before anything is written.
   virtual void forward(const Tensors& in, const Tensors& out, Form form, Context& context) const = 0;
 
+  // Gradients of a loss: `out` holds what forward() gave for `in` (every output of the entry), `grad_out` the gradients
+  // of some outputs, by name; writes the gradients of the input ports that `grad_in` names. Throws
+  // Error(kUnsupported) where the mechanism has no backward.
+  virtual void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                        Context& context) const;
+
   // Positions of the keys that some query at `position` or later can see, ascending and disjoint. What lies outside may
   // be dropped for good.
   virtual std::vector<KeyRange> needed_from(int64_t position) const {
@@ -96,6 +109,23 @@ struct Entry {
   std::string_view notes;                                         // limits and departures from the source
   std::unique_ptr<Component> (*make)(const Spec&);                // from a completed spec
   std::unique_ptr<Operator> (*reference)(const Spec&) = nullptr;  // mechanisms: the double-precision definition
+
+  // Mechanisms: the largest |computed - reference| of an output, or of the gradient of a port ("grad q"), from the
+  // completed spec and the inputs; computed from lengths, epsilons and norms (attend/tensor/bound.h).
+  double (*bound)(const Spec&, const Tensors& in, std::string_view output) = nullptr;
+  // The size of an axis that `Sizes` does not name; -1 if it has none. Null where all axes of the ports are named
+  // there.
+  int64_t (*axis)(std::string_view name, const Spec&, const Sizes&) = nullptr;
+  // The definition as einsums (attend/tensor/cascade.h) over queries i and keys j, and how often the kernel reads the
+  // keys.
+  std::string_view cascade = {};
+  int passes = 0;
+  // Why the mechanism does not take such sizes (say, fewer kv heads than query heads), empty if it does. Null: any.
+  std::string_view (*refuses)(const Spec&, const Sizes&) = nullptr;
 };
+
+// The shape of a port for given sizes; a number in Port::shape stands for itself. Throws Error(kUnsupported) for an
+// axis that neither `Sizes` nor the entry names.
+Shape port_shape(const Entry& entry, const Port& port, const Spec& spec, const Sizes& sizes, int& rank);
 
 }  // namespace attend

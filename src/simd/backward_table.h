@@ -1,0 +1,6 @@
+#pragma once
+#include "attend/simd/backward.h"
+
+namespace attend {
+extern const BackwardKernels kBackwardAvx2, kBackwardAvx512;
+}

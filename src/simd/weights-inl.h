@@ -1,0 +1,236 @@
+// From scores to weights, a row of a split at a time: cap, bias, what is hidden, normaliser, hooks. See math-inl.h on
+// how it is included.
+#include <algorithm>
+#include <cstring>
+
+#include "simd/spans-inl.h"
+
+namespace attend {
+namespace HWY_NAMESPACE {
+
+inline constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2 ? Isa::kAvx2 : Isa::kAvx512);
+
+class RowWeights {
+ public:
+  // `positions`: of the strip's columns, for hooks. `mark`: mark hidden keys also where nothing here asks for it.
+  RowWeights(const SplitJob& job, const int32_t* positions, bool mark = false) : job_(job), positions_(positions) {
+    dense_ = !job.k_position || job.k_position[job.cols - 1] - job.k_position[0] == job.cols - 1;
+    mark_ = mark || job.bias || job.hook || job.mask || job.weight || job.final_hook;
+  }
+
+  const ColumnRanges& visible(int row) const { return job_.visible[row % job_.tokens]; }
+  const uint64_t* mask(int row) const {
+    return job_.mask ? job_.mask + row / job_.tokens * job_.mask_head_stride + row % job_.tokens * kMaskWords : nullptr;
+  }
+
+  // Scores become weights in place over `spans`; sets max and sum of the row. With hooks or masks the weights of hidden
+  // keys are -0.0, and no others are.
+  void weigh(int row, float* s, const Spans& all) {
+    const Spans spans = rounded(all);
+    cap(s, spans);
+    add_bias(row, s);
+    for (const Span& span : spans) hide(row, s, span);
+    const bool softmax = job_.normalizer == Normalizer::kSoftmax || job_.normalizer == Normalizer::kSignedSoftmax;
+    const float max = softmax ? largest(s, spans) : 0.0f;
+    const bool empty = softmax ? max == kNegInf : all_hidden(s, spans);
+    if (softmax) {
+      const float offset = job_.given_max ? job_.given_max[row] : max;
+      exponentials(row, s, spans, offset == kNegInf ? 0.0f : offset);
+      if (job_.weight) run(*job_.weight, row, s, spans, [](auto p) { return negative_zero(p); });
+    } else {
+      const F32 d;
+      const Vec hidden = hn::Set(d, kNegInf);
+      run(*job_.weight, row, s, spans, [&](auto p) { return hn::Eq(p, hidden); });
+      if (job_.given_inverse) scale(s, spans, job_.given_inverse[row]);
+      job_.sum[row] = sum_of(s, spans);
+    }
+    if (job_.final_hook) {
+      run(*job_.final_hook, row, s, spans, [](auto p) { return negative_zero(p); });
+      job_.sum[row] = sum_of(s, spans);
+    }
+    job_.max[row] = empty ? kNegInf : !softmax || job_.given_max ? 0.0f : max;
+  }
+
+  void run_on_weights(const Hook& hook, int row, float* p, const Spans& all) {
+    run(hook, row, p, rounded(all), [](auto x) { return negative_zero(x); });
+  }
+
+  static auto negative_zero(Vec p) {
+    const hn::RebindToUnsigned<F32> du;
+    return hn::RebindMask(F32(), hn::Eq(hn::BitCast(du, p), hn::Set(du, 0x80000000u)));
+  }
+
+ private:
+  static Spans rounded(const Spans& all) {
+    Spans spans;
+    for (const Span& span : all) spans.append({span.begin / 16 * 16, (span.end + 15) / 16 * 16});
+    return spans;
+  }
+
+  void cap(float* s, const Spans& spans) const {
+    if (job_.softcap == 0) return;
+    const F32 d;
+    const Vec cap = hn::Set(d, job_.softcap), inverse = hn::Set(d, 1.0f / job_.softcap);
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+        hn::StoreU(hn::Mul(cap, tanh_of(hn::Mul(hn::LoadU(d, s + c), inverse))), d, s + c);
+  }
+
+  void add_bias(int row, float* s) const {
+    if (!job_.bias) return;
+    const float* bias =
+        job_.bias + row / job_.tokens * job_.bias_head_stride + row % job_.tokens * job_.bias_token_stride;
+    const ColumnRanges& v = visible(row);
+    add_bias(s, bias, v.a0, v.a1);
+    add_bias(s, bias, v.b0, v.b1);
+  }
+  void add_bias(float* s, const float* bias, int begin, int end) const {
+    const F32 d;
+    int c = begin;
+    if (job_.bias_col_stride == 1)
+      for (; c + kLanes <= end; c += static_cast<int>(kLanes))
+        hn::StoreU(hn::Add(hn::LoadU(d, s + c), hn::LoadU(d, bias + c)), d, s + c);
+    for (; c < end; ++c) s[c] += bias[c * job_.bias_col_stride];
+  }
+
+  void hide(int row, float* s, const Span& span) const {
+    const ColumnRanges& v = visible(row);
+    int from = span.begin;
+    for (const Span& seen : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) {
+      if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
+      std::fill(s + from, s + std::max(from, seen.begin), kNegInf);
+      from = std::min(seen.end, span.end);
+    }
+    std::fill(s + from, s + span.end, kNegInf);
+    const uint64_t* words = mask(row);
+    if (!words) return;
+    const F32 d;
+    for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes)) {
+      if (words[c / kMaskCols] == ~uint64_t{0}) continue;
+      const auto seen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(words) + c / 8);
+      hn::StoreU(hn::IfThenElse(seen, hn::LoadU(d, s + c), hn::Set(d, kNegInf)), d, s + c);
+    }
+  }
+
+  // Of |s| if signs are kept apart. NaN is ignored here (x86 gives the second of two where one is NaN): exp brings it
+  // back.
+  float largest(const float* s, const Spans& spans) const {
+    const F32 d;
+    Vec top[64 / kLanes];
+    for (Vec& t : top) t = hn::Set(d, kNegInf);
+    for (const Span& span : spans) {
+      int c = span.begin;
+      for (; c + 64 <= span.end; c += 64)
+        for (int i = 0; i < 64 / kLanes; ++i) top[i] = hn::Max(magnitude(hn::LoadU(d, s + c + i * kLanes)), top[i]);
+      for (; c < span.end; c += static_cast<int>(kLanes)) top[0] = hn::Max(magnitude(hn::LoadU(d, s + c)), top[0]);
+    }
+    for (int i = 1; i < 64 / kLanes; ++i) top[0] = hn::Max(top[i], top[0]);
+    return hn::GetLane(hn::MaxOfLanes(d, top[0]));
+  }
+  Vec magnitude(Vec x) const {
+    if (job_.normalizer == Normalizer::kSoftmax) return x;
+    return hn::IfThenElse(hn::Eq(x, hn::Set(F32(), kNegInf)), x, hn::Abs(x));
+  }
+
+  static bool all_hidden(const float* s, const Spans& spans) {
+    const F32 d;
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+        if (!hn::AllTrue(d, hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)))) return false;
+    return true;
+  }
+
+  void exponentials(int row, float* s, const Spans& spans, float shift) const {
+    const F32 d;
+    const Vec offset = hn::Set(d, shift), hidden = hn::Set(d, kNegInf);
+    const Vec inverse = hn::Set(d, job_.given_inverse ? job_.given_inverse[row] : 1.0f);
+    const bool with_sign = job_.normalizer == Normalizer::kSignedSoftmax, mark = mark_ || with_sign;
+    Vec lanes[16 / kLanes];
+    for (auto& lane : lanes) lane = hn::Zero(d);
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += 16)
+        for (int i = 0; i < 16 / kLanes; ++i) {
+          float* at = s + c + i * kLanes;
+          const Vec x = hn::LoadU(d, at);
+          Vec p = exp_of(hn::Sub(magnitude(x), offset));
+          if (job_.given_inverse) p = hn::Mul(p, inverse);
+          lanes[i] = hn::Add(lanes[i], p);
+          if (with_sign) p = hn::Add(hn::CopySign(p, x), hn::Zero(d));
+          // Hidden keys are told from underflow by the sign of their zero.
+          if (mark) p = hn::IfThenElse(hn::Eq(x, hidden), hn::Set(d, -0.0f), p);
+          hn::StoreU(p, d, at);
+        }
+    job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans, with_sign);
+  }
+
+  // Calls a hook on a row; what is hidden before is so after, and nothing else looks like it.
+  template <class IsHidden>
+  void run(const Hook& hook, int row, float* s, const Spans& spans, IsHidden is_hidden) {
+    const F32 d;
+    const int32_t q_position = job_.q_position[row % job_.tokens];
+    for (const Span& span : spans) {
+      std::copy(s + span.begin, s + span.end, before_);
+      Tile tile{s + span.begin,
+                kStripCols,
+                1,
+                span.end - span.begin,
+                job_.batch,
+                job_.first_head + row / job_.tokens,
+                &q_position,
+                positions_ + span.begin};
+      hook.run[kIsa](hook.self, tile);
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes)) {
+        const Vec after = hn::Add(hn::LoadU(d, s + c), hn::Zero(d));
+        const auto hidden = is_hidden(hn::LoadU(d, before_ + (c - span.begin)));
+        hn::StoreU(hn::IfThenElse(hidden, hn::Set(d, -0.0f), after), d, s + c);
+      }
+    }
+  }
+
+  static void scale(float* s, const Spans& spans, float factor) {
+    const F32 d;
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+        hn::StoreU(hn::Mul(hn::LoadU(d, s + c), hn::Set(d, factor)), d, s + c);
+  }
+
+  float sum_of(const float* p, const Spans& spans) const {
+    if (!dense_) return total_by_position(p, spans, false);
+    const F32 d;
+    Vec lanes[16 / kLanes];
+    for (auto& lane : lanes) lane = hn::Zero(d);
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += 16)
+        for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Add(lanes[i], hn::LoadU(d, p + c + i * kLanes));
+    return total(lanes);
+  }
+
+  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes
+  // nothing, so it does not matter at which position column 0 stands.
+  static float total(const Vec* lanes) {
+    alignas(64) float x[16];
+    for (int i = 0; i < 16 / kLanes; ++i) hn::Store(lanes[i], F32(), x + i * kLanes);
+    for (int half = 8; half >= 1; half /= 2)
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+  }
+
+  // Keys with gaps between their positions: each still counts in the lane of its position.
+  float total_by_position(const float* p, const Spans& spans, bool magnitudes) const {
+    alignas(64) float x[16] = {};
+    for (const Span& span : spans)
+      for (int c = span.begin; c < std::min(span.end, job_.cols); ++c)
+        x[job_.k_position[c] % 16] += magnitudes ? std::abs(p[c]) : p[c];
+    Vec lanes[16 / kLanes];
+    for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Load(F32(), x + i * kLanes);
+    return total(lanes);
+  }
+
+  const SplitJob& job_;
+  const int32_t* positions_;
+  bool dense_, mark_;
+  alignas(64) float before_[kStripCols];
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attend
