@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "attend/report/table.h"
+#include "attend/tensor/cascade.h"
 #include "attend/tensor/registry.h"
 #include "command.h"
 #include "common.h"
@@ -84,6 +85,14 @@ Json entry_json(const Entry& entry) {
   j["exact_for"] = entry.traits.exact_for;
   j["same_bits"] = same_bits_text(entry.traits.same_bits);
   j["notes"] = entry.notes;
+  if (!entry.cascade.empty()) {
+    const Passes p = count_passes(parse_cascade(entry.cascade), "j");
+    j["passes"] = {{"cascade", entry.cascade},
+                   {"as_written", p.as_written},
+                   {"division_deferred", p.deferred},
+                   {"running_maximum", p.running},
+                   {"kernel", entry.passes}};
+  }
   j["options"] = Json::array();
   for (const Option& option : entry.options) {
     Json row = {{"name", option.name},
@@ -136,6 +145,13 @@ void print_entry(const Entry& entry) {
   if (entry.kind == Kind::kMechanism) field("same bits", same_bits_text(entry.traits.same_bits));
   field("forms", fmt::format("{}", fmt::join(entry.traits.forms, ", ")));
   field("patterns", fmt::format("{}", fmt::join(entry.traits.patterns, ", ")));
+  if (!entry.cascade.empty()) {
+    const Passes p = count_passes(parse_cascade(entry.cascade), "j");
+    field("passes",
+          fmt::format("{} over the keys as defined, {} with divisions deferred, {} with a running maximum; the "
+                      "kernel makes {}",
+                      p.as_written, p.deferred, p.running, entry.passes));
+  }
   field("notes", entry.notes);
   for (const Paper& paper : entry.papers)
     field("source", fmt::format("{}{}{}", paper.title, paper.arxiv.empty() ? "" : ", arXiv:", paper.arxiv));
