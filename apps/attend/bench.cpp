@@ -50,6 +50,10 @@ Json row_json(const BenchRow& row, const BenchResult& r, std::string_view isa, i
   j["gbps"] = r.bytes / r.seconds.median / 1e9;
   j["limit_share"] = r.share.median;
   j["limit_share_quartiles"] = spread(r.share, 1);
+  if (r.ratio.median > 0) {
+    j["ratio_to_plain"] = r.ratio.median;
+    j["ratio_to_plain_quartiles"] = spread(r.ratio, 1);
+  }
   return j;
 }
 
@@ -57,7 +61,7 @@ int bench(const Arguments& a) {
   ProgressBar bar;
   Context context = make_context(a.threads, nullptr);
   std::vector<BenchRow> rows;
-  for (std::vector<BenchRow>& list : std::array{attention_rows(), product_rows()})
+  for (std::vector<BenchRow>& list : std::array{attention_rows(), variant_rows(), product_rows()})
     for (BenchRow& row : list)
       if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())
@@ -81,7 +85,8 @@ int bench(const Arguments& a) {
                 {"read_gbps", reads / 1e9},
                 {"last_cache_bytes", last_cache_bytes()}}},
               {"rows", Json::array()}};
-  Table table({{"row", true}, {"ms"}, {"quartiles"}, {"GFLOP/s"}, {"GB/s"}, {"share of limit"}, {"error"}});
+  Table table(
+      {{"row", true}, {"ms"}, {"quartiles"}, {"GFLOP/s"}, {"GB/s"}, {"share of limit"}, {"time to plain"}, {"error"}});
   bool failed = false;
   for (size_t i = 0; i < rows.size(); ++i) {
     bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
@@ -89,14 +94,16 @@ int bench(const Arguments& a) {
     out["rows"].push_back(row_json(rows[i], r, isa, context.threads));
     if (!r.failure.empty()) {
       failed = true;
-      table.row({rows[i].name, "-", "-", "-", "-", r.failure, number_text(r.error)});
+      table.row({rows[i].name, "-", "-", "-", "-", r.failure, "-", number_text(r.error)});
       continue;
     }
-    table.row({rows[i].name, number_text(r.seconds.median * 1e3),
-               fmt::format("{} .. {}", number_text(r.seconds.low * 1e3), number_text(r.seconds.high * 1e3)),
-               number_text(r.flops / r.seconds.median / 1e9), number_text(r.bytes / r.seconds.median / 1e9),
-               fmt::format("{:.0f}% ({:.0f} .. {:.0f})", r.share.median * 100, r.share.low * 100, r.share.high * 100),
-               number_text(r.error)});
+    table.row(
+        {rows[i].name, number_text(r.seconds.median * 1e3),
+         fmt::format("{} .. {}", number_text(r.seconds.low * 1e3), number_text(r.seconds.high * 1e3)),
+         number_text(r.flops / r.seconds.median / 1e9), number_text(r.bytes / r.seconds.median / 1e9),
+         fmt::format("{:.0f}% ({:.0f} .. {:.0f})", r.share.median * 100, r.share.low * 100, r.share.high * 100),
+         r.ratio.median > 0 ? fmt::format("{:.2f}x ({:.2f} .. {:.2f})", r.ratio.median, r.ratio.low, r.ratio.high) : "",
+         number_text(r.error)});
   }
   bar.wipe();
   if (a.json) {

@@ -9,6 +9,7 @@
 #include "attend/tensor/context.h"
 #include "attend/tensor/dtype.h"
 #include "attend/tensor/operator.h"
+#include "attend/tensor/view.h"
 #include "attend/tensor/weight_type.h"
 
 namespace attend::app {
@@ -37,6 +38,7 @@ Quartiles quartiles(std::vector<double> values);
 
 struct BenchResult {
   Quartiles seconds, share;
+  Quartiles ratio{};  // of the time to that of the plain kernel, where a row compares the two; else 0
   double flops, bytes, error;
   std::string failure;  // a wrong kernel has no times
 };
@@ -50,13 +52,18 @@ struct BenchRow {
 };
 
 std::vector<BenchRow> attention_rows();
+std::vector<BenchRow> variant_rows();
 std::vector<BenchRow> product_rows();
+
+// Normal values.
+void fill_normal(const View& view, float deviation, uint64_t seed);
 
 // Copies of `bytes` for calls to rotate over.
 int copies_beyond_caches(double bytes);
 
-// Times `call` in alternation with `limit`, which measures anew how long the machine must take for it.
+// Times `call` in alternation with `limit`, which measures anew how long the machine must take for it, and with
+// `plain`, if given, for the ratio.
 void measure(BenchResult& result, const std::function<void()>& call, const std::function<double()>& limit,
-             Context& context);
+             Context& context, const std::function<void()>& plain = {});
 
 }  // namespace attend::app

@@ -94,26 +94,28 @@ int copies_beyond_caches(double bytes) {
 }
 
 void measure(BenchResult& result, const std::function<void()>& call, const std::function<double()>& limit,
-             Context& context) {
+             Context& context, const std::function<void()>& plain) {
   using Clock = std::chrono::steady_clock;
-  auto seconds_of = [&](int calls) {
+  auto seconds_of = [](const std::function<void()>& f, int calls) {
     const auto begin = Clock::now();
-    for (int i = 0; i < calls; ++i) call();
+    for (int i = 0; i < calls; ++i) f();
     return std::chrono::duration<double>(Clock::now() - begin).count() / calls;
   };
-  const double once = seconds_of(1);
+  const double once = seconds_of(call, 1);
   const int calls = std::max(1, static_cast<int>(0.05 / once));
   // At least 9 rounds, in alternation: both see the same machine.
   const int rounds = once > 1 ? 9 : 15;
-  std::vector<double> seconds, shares;
+  std::vector<double> seconds, shares, ratios;
   for (int round = 0; round < rounds; ++round) {
     context.throw_if_stopped();
-    const double least = limit(), taken = seconds_of(calls);
+    const double least = limit(), taken = seconds_of(call, calls);
     seconds.push_back(taken);
     shares.push_back(least / taken);
+    if (plain) ratios.push_back(taken / seconds_of(plain, calls));
   }
   result.seconds = quartiles(seconds);
   result.share = quartiles(shares);
+  if (plain) result.ratio = quartiles(ratios);
   if (result.share.median > 1.05)
     result.failure =
         fmt::format("a share of {:.2f} of the limit can't be: the benchmark is wrong here", result.share.median);

@@ -12,6 +12,24 @@
 #include "bench.h"
 
 namespace attend::app {
+
+void fill_normal(const View& view, float deviation, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(65521);  // a prime: rows differ
+  for (float& x : values) x = normal(random);
+  for (int64_t i = 0; i < view.count(); ++i) {
+    const float x = values[static_cast<size_t>(i) % values.size()];
+    if (view.type == DType::kF16) {
+      view.as<F16>()[i] = to_f16(x);
+    } else if (view.type == DType::kBF16) {
+      view.as<BF16>()[i] = to_bf16(x);
+    } else {
+      view.as<float>()[i] = x;
+    }
+  }
+}
+
 namespace {
 
 struct Attention {
@@ -35,27 +53,56 @@ double visible_pairs(const Attention& row, const Spec& spec) {
   return pairs;
 }
 
-void fill(const View& view, float deviation, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, deviation);
-  std::vector<float> values(65521);  // a prime: rows differ
-  for (float& x : values) x = normal(random);
-  for (int64_t i = 0; i < view.count(); ++i) {
-    const float x = values[static_cast<size_t>(i) % values.size()];
-    if (view.type == DType::kF16) {
-      view.as<F16>()[i] = to_f16(x);
-    } else if (view.type == DType::kBF16) {
-      view.as<BF16>()[i] = to_bf16(x);
-    } else {
-      view.as<float>()[i] = x;
-    }
-  }
-}
-
 struct Arrays {
   Array q, out;
   std::vector<Array> k, v;
+  std::map<std::string, Array, std::less<>> others;  // required ports beside q, k and v
 };
+
+Sizes sizes_of(const Attention& row) {
+  return {row.b, row.hq, row.hkv, row.tq, row.tk, row.d, row.dv};
+}
+
+// Inputs of one call; `copies` of keys and values.
+Arrays make_arrays(const Attention& row, const Entry& entry, const Spec& spec, int copies) {
+  Arrays a{make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d}),
+           make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
+           {},
+           {},
+           {}};
+  fill_normal(a.q.view, 2, 1);
+  std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
+  for (int i = 0; i < copies; ++i) {
+    a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
+    a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
+    fill_normal(a.k.back().view, 1, 2);
+    fill_normal(a.v.back().view, 1, 3);
+  }
+  for (const Port& port : entry.in) {
+    if (!port.required || port.name == "q" || port.name == "k" || port.name == "v") continue;
+    int rank = 0;
+    const Shape shape = port_shape(entry, port, spec, sizes_of(row), rank);
+    const View& view = a.others.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
+    fill_normal(view, 1, 4);
+    // Normal values become uniform ones.
+    if (port.low < port.high)
+      for (int64_t i = 0; i < view.count(); ++i)
+        view.as<float>()[i] = static_cast<float>(
+            port.low +
+            (port.high - port.low) * (0.5 + 0.5 * std::erf(static_cast<double>(view.as<float>()[i]) * M_SQRT1_2)));
+  }
+  return a;
+}
+
+Tensors inputs(const Arrays& a, size_t copy) {
+  Tensors in = {{"q", a.q.view}, {"k", a.k[copy].view}, {"v", a.v[copy].view}};
+  for (const auto& [name, array] : a.others) in[name] = array.view;
+  return in;
+}
+
+bool has_port(const Entry& entry, std::string_view name) {
+  return std::any_of(entry.in.begin(), entry.in.end(), [&](const Port& port) { return port.name == name; });
+}
 
 // Largest difference from the reference over a sample of queries; throws nothing, says what is wrong.
 double sampled_error(const Attention& row, const Entry& entry, const Spec& spec, const Arrays& a,
@@ -67,13 +114,13 @@ double sampled_error(const Attention& row, const Entry& entry, const Spec& spec,
   double worst = 0;
   Context context(1);
   for (int64_t i : queries) {
-    View q = a.q.view;
+    Tensors in = inputs(a, 0);
+    View& q = std::get<View>(in["q"]);
     q.data = q.at<float>({0, 0, i});
     q.shape[2] = 1;
     int32_t position = static_cast<int32_t>(i + row.tk - row.tq);
+    in["q_positions"] = dense_view(&position, DType::kI32, {1, 1});
     Array want = make_array(DType::kF64, 4, {row.b, row.hq, 1, row.dv});
-    const Tensors in = {
-        {"q", q}, {"k", a.k[0].view}, {"v", a.v[0].view}, {"q_positions", dense_view(&position, DType::kI32, {1, 1})}};
     entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
     for (int64_t h = 0; h < row.hq; ++h)
       for (int64_t c = 0; c < row.dv; ++c) {
@@ -86,6 +133,24 @@ double sampled_error(const Attention& row, const Entry& entry, const Spec& spec,
   const double limit =
       bound::softmax({.keys = row.tk, .d = row.d, .query = 4 * root, .key = 2 * root, .value = 6, .scale = 1 / root});
   if (!(worst <= limit)) failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
+  return worst;
+}
+
+// The same on a text short enough for the whole reference.
+double short_error(Attention row, const Entry& entry, const Spec& spec, Context& context, std::string& failure) {
+  row.b = 1, row.hq = std::min<int64_t>(row.hq, 2), row.hkv = std::min(row.hkv, row.hq);
+  row.tk = std::min<int64_t>(row.tk, 96), row.tq = std::min(row.tq, row.tk);
+  const Arrays a = make_arrays(row, entry, spec, 1);
+  const Tensors in = inputs(a, 0);
+  registry().make<Operator>(spec)->forward(in, {{"out", a.out.view}}, Form::kAny, context);
+  const Array want = make_array(DType::kF64, 4, {row.b, row.hq, row.tq, row.dv});
+  entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
+  double worst = 0;
+  for (int64_t i = 0; i < want.view.count(); ++i)
+    if (const double error = std::abs(a.out.view.as<float>()[i] - want.view.as<double>()[i]); !(error <= worst))
+      worst = error;
+  if (const double limit = entry.bound(spec, in, "out"); !(worst <= limit))
+    failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
   return worst;
 }
 
@@ -110,15 +175,23 @@ std::vector<Attention> attentions() {
       {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
       {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
   };
-  // Every other mechanism gets the same two.
+  // Every other mechanism gets the same two, as far as it takes their shapes.
   for (const Entry* entry : registry().entries()) {
     if (entry->kind != Kind::kMechanism || entry->name == "softmax") continue;
     const std::string name = fmt::format("{}/{}", entry->room, entry->name);
     const bool has_causal = std::any_of(entry->options.begin(), entry->options.end(),
                                         [](const Option& option) { return option.name == "causal"; });
     const std::string spec = std::string(entry->name) + (has_causal ? ":causal=true" : "");
-    rows.push_back({name + "-prefill-f32-d64", spec, 1, 8, 8, 2048, 2048, 64, 64, f32, false});
-    rows.push_back({name + "-decode-f16-8x2-32k", spec, 1, 8, 2, 1, 32768, 128, 128, f16, true});
+    const Port* k = nullptr;
+    for (const Port& port : entry->in)
+      if (port.name == "k") k = &port;
+    const bool halves = k && k->types.find("f16") != std::string_view::npos;
+    const Attention shapes[] = {{name + "-prefill-f32-d64", spec, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
+                                {name + (halves ? "-decode-f16-8x2-32k" : "-decode-f32-8x2-32k"), spec, 1, 8, 2, 1,
+                                 32768, 128, 128, halves ? f16 : f32, true}};
+    const Spec complete = registry().complete(parse_spec(spec));
+    for (const Attention& shape : shapes)
+      if (!entry->refuses || entry->refuses(complete, sizes_of(shape)).empty()) rows.push_back(shape);
   }
   return rows;
 }
@@ -127,31 +200,22 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
   const Entry& entry = registry().at(parse_spec(row.spec).name);
   const Spec spec = registry().complete(parse_spec(row.spec));
   const auto op = registry().make<Operator>(spec);
-  Arrays a{make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d}),
-           make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
-           {},
-           {}};
-  fill(a.q.view, 2, 1);
-  std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
   const double kv_bytes = static_cast<double>(row.b * row.hkv * row.tk * (row.d + row.dv) * size_of(row.kv_type));
   const int copies = row.cold ? copies_beyond_caches(kv_bytes) : 1;
-  for (int i = 0; i < copies; ++i) {
-    a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
-    a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
-    fill(a.k.back().view, 1, 2);
-    fill(a.v.back().view, 1, 3);
-  }
+  const Arrays a = make_arrays(row, entry, spec, copies);
   size_t turn = 0;
   auto call = [&] {
     const size_t i = turn++ % a.k.size();
-    op->forward({{"q", a.q.view}, {"k", a.k[i].view}, {"v", a.v[i].view}}, {{"out", a.out.view}}, Form::kAny, context);
+    op->forward(inputs(a, i), {{"out", a.out.view}}, Form::kAny, context);
   };
   call();
   BenchResult result{};
   const double pairs = visible_pairs(row, spec) * static_cast<double>(row.b * row.hq);
   result.flops = pairs * 2 * static_cast<double>(row.d + row.dv);
   result.bytes = kv_bytes;
-  result.error = sampled_error(row, entry, spec, a, result.failure);
+  result.error = has_port(entry, "q_positions") && a.others.empty()
+                     ? sampled_error(row, entry, spec, a, result.failure)
+                     : short_error(row, entry, spec, context, result.failure);
   if (!result.failure.empty()) return result;
 
   measure(
