@@ -1,6 +1,4 @@
 // The backward pass: which splits of the keys meet which blocks of queries, and in which order sums are made.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -11,7 +9,6 @@
 #include "attend/exact/softmax.h"
 #include "attend/simd/backward.h"
 #include "attend/simd/isa.h"
-#include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
 #include "exact/mask_rows.h"
 #include "exact/problem.h"
@@ -20,8 +17,6 @@
 namespace attend {
 namespace exact {
 namespace {
-
-constexpr std::string_view kOp = "softmax backward";
 
 // Queries of one head against one split.
 struct Piece {
@@ -80,12 +75,6 @@ void clear(const View& v) {
     for (int a = v.rank - 2; a >= 0; --a) offset += rest % v.shape[a] * v.stride[a], rest /= v.shape[a];
     for (int64_t c = 0; c < width; ++c) v.as<float>()[offset + c * v.stride[v.rank - 1]] = 0;
   }
-}
-
-bool is_finite(const float* x, int64_t count) {
-  bool all = true;
-  for (int64_t i = 0; i < count; ++i) all &= std::isfinite(x[i]);
-  return all;
 }
 
 class Backward {
@@ -232,8 +221,7 @@ class Backward {
       const int64_t head = task.kv_head * p_.group + piece.query_block / blocks_, block = piece.query_block % blocks_;
       if (!context_.stop.stop_requested()) {
         gather(task, head, block, w, job);
-        job.finite = keys_finite && is_finite(w.q, tokens_of(block) * p_.d) && is_finite(w.delta, tokens_of(block)) &&
-                     (!job.d_out || is_finite(w.d_out, tokens_of(block) * padded_dv(p_.dv)));
+        job.finite = keys_finite;
         const float* d_score = nullptr;
         job.d_score = grad_.bias.data ? &d_score : nullptr;
         kernels_.block(job);
@@ -302,14 +290,16 @@ class Backward {
     job.split.first_head = static_cast<int>(head);
     if (p_.bias.data)
       job.split.bias = p_.bias.at<float>({task.batch, head, block * kBackwardRows, task.split.first_slot});
+    const int64_t first = block * kBackwardRows;
+    kernels_.scale_rows(p_.q.at<float>({task.batch, head, first}), p_.q.stride[2], p_.scale, w.q, p_.d, tokens, p_.d,
+                        false);
+    if (const View& d_out = d_outputs_.out; d_out.data) {
+      kernels_.scale_rows(d_out.at<float>({task.batch, head, first}), d_out.stride[2], 1, w.d_out, padded, tokens,
+                          p_.dv, false);
+      for (int64_t t = 0; t < tokens; ++t) std::fill_n(w.d_out + t * padded + p_.dv, padded - p_.dv, 0.0f);
+    }
     for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t i = block * kBackwardRows + t;
-      const float* from = p_.q.at<float>({task.batch, head, i});
-      for (int64_t c = 0; c < p_.d; ++c) w.q[t * p_.d + c] = from[c] * p_.scale;
-      if (d_outputs_.out.data) {
-        std::copy_n(d_outputs_.out.at<float>({task.batch, head, i}), p_.dv, w.d_out + t * padded);
-        std::fill_n(w.d_out + t * padded + p_.dv, padded - p_.dv, 0.0f);
-      }
+      const int64_t i = first + t;
       w.lse[t] = *forward_.lse.at<float>({task.batch, head, i});
       w.delta[t] = delta_[row_of(task.batch, head, i)];
       w.q_position[t] = static_cast<int32_t>(p_.position(task.batch, i));
@@ -328,11 +318,8 @@ class Backward {
   }
 
   void add_queries(int64_t b, int64_t head, int64_t block, const Buffers& w) const {
-    for (int64_t t = 0; t < tokens_of(block); ++t) {
-      float* to = grad_.q.at<float>({b, head, block * kBackwardRows + t});
-      const float* from = w.dq + t * padded_dv(p_.d);
-      for (int64_t c = 0; c < p_.d; ++c) to[c] += p_.scale * from[c];
-    }
+    kernels_.scale_rows(w.dq, padded_dv(p_.d), p_.scale, grad_.q.at<float>({b, head, block * kBackwardRows}),
+                        grad_.q.stride[2], tokens_of(block), p_.d, true);
   }
 
   void store(const Task& task, const View& grad, const float* rows, int64_t width) const {
@@ -400,63 +387,14 @@ class Backward {
   std::vector<std::vector<float>> bias_sums_;  // [tasks][group, cols]
 };
 
-void check_gradients(const Problem& p, const Qkv& in, const AttnOut& forward, const AttnOutGrad& grad_out,
-                     const AttnGrad& grad_in) {
-  const Variant& v = p.variant;
-  auto refuse = [](std::string_view argument, std::string_view rule) {
-    throw Error(ErrorKind::kArgument, kOp, argument, "", rule);
-  };
-  if (!in.keys.empty()) refuse("k", "must be an array, not key views");
-  if (!p.softmax() || v.final_weight) refuse("variant", "must be a softmax of one pass");
-  if (v.score && !v.score_slope) refuse("score_slope", "must be given with a score hook");
-  if (!forward.out.data || !forward.lse.data) refuse("forward", "must hold out and lse");
-  if (!grad_out.out.data && !grad_out.lse.data) refuse("grad_out", "must hold a gradient of out or of lse");
-  check_outputs(p, in, forward, kOp);
-  const std::tuple<std::string_view, const View*, const View*> pairs[] = {
-      {"gradient of out", &grad_out.out, &forward.out},
-      {"gradient of lse", &grad_out.lse, &forward.lse},
-      {"gradient of q", &grad_in.q, &in.q},
-      {"gradient of k", &grad_in.k, &in.k},
-      {"gradient of v", &grad_in.v, &in.v},
-      {"gradient of bias", &grad_in.bias, &in.bias},
-      {"gradient of sink_logits", &grad_in.sink_logits, &in.sink_logits}};
-  for (const auto& [name, gradient, of] : pairs) {
-    if (!gradient->data) continue;
-    if (!of->data) refuse(name, "must not be asked for without the input");
-    check_like(*gradient, *of, name, kOp);
-  }
-  const std::pair<std::string_view, const View*> written[] = {{"gradient of q", &grad_in.q},
-                                                              {"gradient of k", &grad_in.k},
-                                                              {"gradient of v", &grad_in.v},
-                                                              {"gradient of bias", &grad_in.bias},
-                                                              {"gradient of sink_logits", &grad_in.sink_logits}};
-  const std::pair<std::string_view, const View*> read[] = {{"q", &in.q},
-                                                           {"k", &in.k},
-                                                           {"v", &in.v},
-                                                           {"bias", &in.bias},
-                                                           {"sink_logits", &in.sink_logits},
-                                                           {"documents", &in.documents},
-                                                           {"q_positions", &in.q_positions},
-                                                           {"kv_lens", &in.kv_lens},
-                                                           {"out", &forward.out},
-                                                           {"lse", &forward.lse},
-                                                           {"gradient of out", &grad_out.out},
-                                                           {"gradient of lse", &grad_out.lse}};
-  for (size_t i = 0; i < std::size(written); ++i) {
-    for (const auto& [name, view] : read) require_apart(kOp, written[i].first, *written[i].second, name, *view);
-    for (size_t j = 0; j < i; ++j)
-      require_apart(kOp, written[i].first, *written[i].second, written[j].first, *written[j].second);
-  }
-}
-
 }  // namespace
 }  // namespace exact
 
 void softmax_attention_backward(const Qkv& in, const SoftmaxOptions& options, const AttnOut& forward,
                                 const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context,
                                 const Variant& variant) {
-  const exact::Problem problem = exact::check(in, options, exact::kOp, variant);
-  exact::check_gradients(problem, in, forward, grad_out, grad_in);
+  const exact::Problem problem = exact::check(in, options, "softmax backward", variant);
+  exact::check_gradients(problem, in, forward, grad_out, grad_in, "softmax backward");
   context.throw_if_stopped();
   exact::Backward(problem, forward, grad_out, grad_in, in.k.shape[2], context).run();
 }

@@ -35,6 +35,8 @@ void check_outputs(const Problem& problem, const Qkv& in, const AttnOut& out, st
 // `view` must be f32, in the shape of `like`, its last axis dense.
 void check_like(const View& view, const View& like, std::string_view name, std::string_view op);
 void require_apart(std::string_view op, std::string_view a_name, const View& a, std::string_view b_name, const View& b);
+void check_gradients(const Problem& problem, const Qkv& in, const AttnOut& forward, const AttnOutGrad& grad_out,
+                     const AttnGrad& grad_in, std::string_view op);
 void check_outputs(int64_t batch, int64_t heads, int64_t queries, int64_t dv, const AttnOut& out, std::string_view op);
 
 }  // namespace attend::exact

@@ -6,6 +6,6 @@
 #include "simd/backward_table.h"
 
 namespace attend {
-const BackwardKernels kBackwardAvx2 = {N_AVX2::backward_prepare, N_AVX2::backward_block};
+const BackwardKernels kBackwardAvx2 = {N_AVX2::backward_prepare, N_AVX2::backward_block, N_AVX2::scale_rows};
 }
 #endif

@@ -6,6 +6,6 @@
 #include "simd/backward_table.h"
 
 namespace attend {
-const BackwardKernels kBackwardAvx512 = {N_AVX3::backward_prepare, N_AVX3::backward_block};
+const BackwardKernels kBackwardAvx512 = {N_AVX3::backward_prepare, N_AVX3::backward_block, N_AVX3::scale_rows};
 }
 #endif

@@ -78,7 +78,8 @@ HWY_INLINE void each_column_block(int64_t width, F f) {
 
 class Backward {
  public:
-  explicit Backward(const BackwardJob& job)
+  // `prepares`: the job has no rows yet.
+  Backward(const BackwardJob& job, bool prepares)
       : job_(job),
         split_(job.split),
         rows_(job.split.tokens),
@@ -90,7 +91,8 @@ class Backward {
         weights_(at(layout_.weights)),
         gradients_(at(layout_.gradients)),
         slopes_(at(layout_.slopes)),
-        row_weights_(split_, positions_, !job.finite || job.weight) {
+        finite_(job.finite && !prepares && rows_are_finite()),
+        row_weights_(split_, positions_, !finite_ || job.weight) {
     split_.given_max = job.lse;
     split_.weight = nullptr;
     split_.max = at(layout_.sums);
@@ -155,7 +157,7 @@ class Backward {
     if (job_.weight) weigh_again();
     const float* dots = sloped ? slopes_ : gradients_;
     for (int r = 0; r < rows_; ++r) std::fill_n(job_.dq + r * d_padded_, d_padded_, 0.0f);
-    if (job_.finite) {
+    if (finite_) {
       add_to_queries(dots);
       add_to_keys(dots, split_.q, split_.d, d_padded_, at(layout_.dk));
       if (job_.d_out) add_to_keys(weights_, job_.d_out, dv_padded_, dv_padded_, at(layout_.dv));
@@ -182,11 +184,18 @@ class Backward {
   static bool finite(const float* x, int64_t count) {
     const F32 d;
     Vec sum = hn::Zero(d);  // x - x is 0, or NaN for what is not finite
-    for (int64_t i = 0; i < count; i += kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
       const Vec v = hn::LoadU(d, x + i);
       sum = hn::Add(sum, hn::Sub(v, v));
     }
-    return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+    float rest = 0;
+    for (; i < count; ++i) rest += x[i] - x[i];
+    return rest == 0 && hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+  }
+  bool rows_are_finite() const {
+    return finite(split_.q, int64_t{rows_} * split_.d) && finite(job_.delta, rows_) &&
+           (!job_.d_out || finite(job_.d_out, rows_ * dv_padded_));
   }
 
   // strip[r, j] = x[r] . y[j] where a group sees j.
@@ -232,7 +241,7 @@ class Backward {
     const F32 d;
     float *w = row(weights_, r), *g = row(gradients_, r), *slope = row(slopes_, r);
     const Vec delta = hn::Set(d, job_.delta[r]);
-    const bool some_hidden = !job_.finite || job_.weight || split_.hook;
+    const bool some_hidden = !finite_ || job_.weight || split_.hook;
     int done = 0;
     auto clear = [&](int end) {
       for (float* x : {w, g, slope}) std::fill(x + done, x + std::max(done, end), 0.0f);
@@ -324,15 +333,30 @@ class Backward {
   int64_t d_padded_, dv_padded_;
   int32_t* positions_;
   float *weights_, *gradients_, *slopes_;
+  bool finite_;  // all that meets in this block
   RowWeights row_weights_;
   Spans groups_[kBackwardRows / kGroupRows], all_;
 };
 
 bool backward_prepare(const BackwardJob& job) noexcept {
-  return Backward(job).prepare();
+  return Backward(job, true).prepare();
 }
 void backward_block(const BackwardJob& job) noexcept {
-  Backward(job).block();
+  Backward(job, false).block();
+}
+
+void scale_rows(const float* from, int64_t from_stride, float factor, float* to, int64_t to_stride, int64_t rows,
+                int64_t width, bool add) noexcept {
+  const F32 d;
+  const Vec f = hn::Set(d, factor);
+  for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+    int64_t c = 0;
+    for (; c + kLanes <= width; c += kLanes) {
+      const Vec x = hn::Mul(f, hn::LoadU(d, from + c));
+      hn::StoreU(add ? hn::Add(hn::LoadU(d, to + c), x) : x, d, to + c);
+    }
+    for (; c < width; ++c) to[c] = (add ? to[c] : 0) + factor * from[c];
+  }
 }
 
 }  // namespace HWY_NAMESPACE

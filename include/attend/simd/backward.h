@@ -29,7 +29,7 @@ struct BackwardJob {
   const float* d_out;        // [rows, padded_dv(dv)], zeros behind dv; null: 0 everywhere
   float* dq;                 // [rows, padded_dv(d)], written: sum of ds slope k
   const float** d_score;     // if not null: points to ds [rows, kBackwardStride], 0 where hidden, until the next call
-  bool finite;               // all of q, d_out, delta and what prepare() saw
+  bool finite;               // what prepare() said
   std::byte* scratch;
 };
 inline constexpr int64_t kBackwardStride = kBackwardPositions + 16;  // rows at whole pages would share cache sets
@@ -38,6 +38,9 @@ struct BackwardKernels {
   // Copies a split's keys and values into scratch and clears its dk and dv. Returns whether all of them are finite.
   bool (*prepare)(const BackwardJob&) noexcept;
   void (*block)(const BackwardJob&) noexcept;
+  // to[r] = factor * from[r], or added to it; strides are in elements.
+  void (*scale_rows)(const float* from, int64_t from_stride, float factor, float* to, int64_t to_stride, int64_t rows,
+                     int64_t width, bool add) noexcept;
 };
 
 // Where scratch holds what the blocks since prepare() added up: [cols, padded_dv(d)] and [cols, padded_dv(dv)].
