@@ -48,7 +48,7 @@ class Scheduler {
       w.carve(context_.scratch[static_cast<size_t>(t)].reserve(bytes), tokens_, p_.group, p_.d, p_.dv);
       workspaces_.push_back(w);
     }
-    if (threads > 1 && static_cast<int>(blocks_.size()) < 4 * threads) {
+    if (threads > 1 && shares_splits()) {
       run_by_splits();
     } else {
       run_by_blocks();
@@ -57,6 +57,33 @@ class Scheduler {
   }
 
  private:
+  // Whether threads share out splits rather than blocks: where blocks are few, or where keys of different lengths leave
+  // so much to one block that threads would wait for it. In the first case the unit of work is a split of 512 positions
+  // for every thread, whatever batch, heads and lengths are (Sanovar et al. 2024, arXiv:2405.10480, section 4.2, there
+  // with tiles in place of whole splits: those keep the bits the same).
+  bool shares_splits() {
+    const int64_t threads = context_.threads;
+    if (static_cast<int64_t>(blocks_.size()) < 4 * threads) return true;
+    const bool ragged =
+        std::any_of(p_.lengths.begin(), p_.lengths.end(), [&](int64_t n) { return n != p_.lengths[0]; });
+    if (!ragged) return false;
+    std::vector<std::pair<int64_t, Block>> by_work;
+    int64_t total = 0, largest = 0, rows = 0;
+    for (const Block& block : blocks_) {
+      find_slots(block, workspaces_[0]);
+      int64_t splits = 0;
+      each_split(block, workspaces_[0], [&](const Split&) { ++splits; });
+      by_work.emplace_back(splits, block);
+      total += splits;
+      rows += splits * block.tokens * p_.group;
+      largest = std::max(largest, splits);
+    }
+    std::stable_sort(by_work.begin(), by_work.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i] = by_work[i].second;
+    constexpr int64_t kMostBytes = int64_t{256} << 20;  // of partials at once
+    return largest * threads * 4 > total && rows * (stride_ + 2) * 4 <= kMostBytes;
+  }
+
   // A hook on final weights needs a first pass over the keys that finds what they are normalised by.
   enum class Pass { kOnly, kFirst, kSecond };
 

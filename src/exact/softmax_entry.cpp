@@ -18,6 +18,8 @@ constexpr Paper kPapers[] = {
     {"FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", "2205.14135", "274"},
     {"Efficient Streaming Language Models with Attention Sinks", "2309.17453", "115"},
     {"Fast Transformer Decoding: One Write-Head is All You Need", "1911.02150", "191"},
+    {"Lean Attention: Hardware-Aware Scalable Attention Mechanism for the Decode-Phase of Transformers", "2405.10480",
+     "052"},
     {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
     {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
