@@ -2,6 +2,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/register.h"
 #include "attend/reference/softmax.h"
+#include "exact/entries.h"
 #include "exact/problem.h"
 
 namespace attend {
@@ -97,6 +98,7 @@ constexpr Entry kSoftmax = {
 
 void register_exact(Registry& registry) {
   registry.add(kSoftmax);
+  register_kerple(registry);
 }
 
 }  // namespace attend

@@ -1,0 +1,47 @@
+#include "exact/score_bound.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "attend/exact/attention_operator.h"
+
+namespace attend::exact {
+
+double largest_row(const View& v) {
+  double most = 0;
+  const int64_t width = v.data && v.rank ? v.shape[v.rank - 1] : 0;
+  for (int64_t row = 0; width > 0 && row < v.count() / width; ++row) {
+    double sum = 0;
+    for (int64_t c = 0; c < width; ++c) sum += std::pow(value_at(v, row * width + c), 2);
+    if (std::isfinite(sum)) most = std::max(most, std::sqrt(sum));
+  }
+  return most;
+}
+
+double largest(const View& v) {
+  double most = 0;
+  for (int64_t i = 0; v.data && i < v.count(); ++i)
+    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) most = std::max(most, x);
+  return most;
+}
+
+double scored(bound::SoftmaxNorms norms, double added, double error, std::string_view output) {
+  norms.bias += added + error / bound::kEpsilon;  // a bias counts with one epsilon
+  return output == "lse" ? bound::softmax_lse(norms) : bound::softmax(norms);
+}
+
+Reach reach_of(const Tensors& in, bool causal) {
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), positions = array(in, "q_positions", "bound");
+  Reach reach{0, 0};
+  const int64_t queries = q.shape[2], keys = k.shape[2];
+  for (int64_t row = 0; row < q.shape[0] * queries; ++row) {
+    const double p = positions.data ? value_at(positions, row) : static_cast<double>(row % queries + keys - queries);
+    const double last = static_cast<double>(keys - 1);
+    if (keys == 0 || (causal && p < 0)) continue;
+    reach.nearest = std::max({reach.nearest, -p, p - last});
+    reach.farthest = std::max({reach.farthest, p, causal ? 0 : last - p});
+  }
+  return reach;
+}
+
+}  // namespace attend::exact

@@ -1,0 +1,29 @@
+#pragma once
+// Bounds of mechanisms that are softmax attention of scores with more in them than a dot product.
+#include <string_view>
+
+#include "attend/tensor/bound.h"
+#include "attend/tensor/operator.h"
+
+namespace attend::exact {
+
+// Largest Euclidean norm of a row along the last axis, and largest magnitude; what is not finite is left out, and a
+// view without data gives 0.
+double largest_row(const View& v);
+double largest(const View& v);
+
+// Of `out` or `lse` where scores have `added` magnitude (and its rounding) and `error` beside those of the dot product.
+double scored(bound::SoftmaxNorms norms, double added, double error, std::string_view output);
+
+// Rotating queries and keys moves each by 5 epsilon of its length: the score by 10 of the product of the lengths.
+inline double rotary_error(const bound::SoftmaxNorms& norms) {
+  return 10 * bound::kEpsilon * norms.scale * norms.query * norms.key;
+}
+
+// The largest distance of a query to the nearest key that it sees, and to any key.
+struct Reach {
+  double nearest, farthest;
+};
+Reach reach_of(const Tensors& in, bool causal);
+
+}  // namespace attend::exact
