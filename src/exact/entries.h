@@ -4,6 +4,9 @@
 
 namespace attend {
 
+void register_fire(Registry& registry);
 void register_kerple(Registry& registry);
+void register_t5_bias(Registry& registry);
+void register_urpe(Registry& registry);
 
 }  // namespace attend

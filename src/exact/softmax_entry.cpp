@@ -98,7 +98,10 @@ constexpr Entry kSoftmax = {
 
 void register_exact(Registry& registry) {
   registry.add(kSoftmax);
+  register_fire(registry);
   register_kerple(registry);
+  register_t5_bias(registry);
+  register_urpe(registry);
 }
 
 }  // namespace attend

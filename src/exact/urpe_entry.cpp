@@ -1,0 +1,78 @@
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/urpe.h"
+#include "attend/reference/urpe.h"
+#include "exact/entries.h"
+#include "exact/score_bound.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {option::kCausal, option::kScale};
+constexpr Port kIn[] = {
+    port::kQ,
+    port::kK,
+    port::kV,
+    port::kKvLens,
+    port::kQPositions,
+    {"multiplier", "Hq P", "f32", true, "of weights, for each distance -K..K; beyond K the last counts"},
+    {"distance_bias", "Hq P", "f32", false, "of scores, for each distance"},
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"Your Transformer May Not be as Powerful as You Expect", "2205.13401", "036"},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+
+UrpeOptions options_from(const Spec& spec) {
+  return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
+}
+
+class Urpe : public AttentionOperator {
+ public:
+  explicit Urpe(const UrpeOptions& options) : AttentionOperator("urpe", kIn, kOut), options_(options) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
+    urpe_attention(qkv, array(in, "multiplier"), array(in, "distance_bias"), options_, out, context);
+  }
+
+ private:
+  UrpeOptions options_;
+};
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "urpe",
+    .room = "exact",
+    .equation =
+        "o[i] = sum_j w[i,j] multiplier[h,r] v[j],  w[i,.] = softmax over visible j of scale * q[i].k[j] + bias[h,r]\n"
+        "r = clip(j - i, -K, K)",
+    .summary = "a Toeplitz multiplier on the softmax weights, fused",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .notes = "",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Urpe>(options_from(spec)); },
+    .reference = [](const Spec& spec) { return make_urpe_reference(options_from(spec)); },
+    .bound =
+        [](const Spec& spec, const Tensors& in, std::string_view output) {
+          // A multiplier scales the values that a row sums, and rounds each weight once more.
+          bound::SoftmaxNorms norms = softmax_norms(spec, in);
+          norms.value *= exact::largest(array(in, "multiplier", "bound"));
+          const double bias = exact::largest(array(in, "distance_bias", "bound"));
+          return exact::scored(norms, bias, bound::kEpsilon, output);
+        },
+    .axis = [](std::string_view name, const Spec&, const Sizes& sizes) -> int64_t {
+      return name == "P" ? sizes.tk / 3 * 2 + 1 : -1;
+    },
+};
+
+}  // namespace
+
+void register_urpe(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend
