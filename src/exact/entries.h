@@ -6,6 +6,8 @@ namespace attend {
 
 void register_fire(Registry& registry);
 void register_kerple(Registry& registry);
+void register_rcmha(Registry& registry);
+void register_relative(Registry& registry);
 void register_t5_bias(Registry& registry);
 void register_urpe(Registry& registry);
 

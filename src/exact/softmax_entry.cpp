@@ -100,6 +100,8 @@ void register_exact(Registry& registry) {
   registry.add(kSoftmax);
   register_fire(registry);
   register_kerple(registry);
+  register_rcmha(registry);
+  register_relative(registry);
   register_t5_bias(registry);
   register_urpe(registry);
 }

@@ -1,0 +1,111 @@
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/relative.h"
+#include "attend/reference/relative.h"
+#include "exact/entries.h"
+#include "exact/score_bound.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {
+    option::kCausal,
+    option::kScale,
+    {"past", "", "tables hold the distances -K..0 only; needs causal", "false", OptionType::kFlag, 0, 0},
+};
+constexpr Port kIn[] = {
+    port::kQ,
+    port::kK,
+    port::kV,
+    port::kKvLens,
+    port::kQPositions,
+    {"relative_keys", "Hq P D", "f32", true, "of each distance -K..K (or -K..0); beyond K the last counts"},
+    {"relative_values", "Hq P Dv", "f32", false, "of each distance"},
+    {"content_bias", "Hq D", "f32", false, "added to queries that meet keys"},
+    {"position_bias", "Hq D", "f32", false, "added to queries that meet relative keys"},
+    {"distance_bias", "Hq P", "f32", false, "of each distance, scaled with the scores"},
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"Music Transformer", "1809.04281", "063"},
+    {"Self-Attention with Relative Position Representations", "1803.02155", ""},
+    {"Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context", "1901.02860", ""},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+
+RelativeOptions options_from(const Spec& spec) {
+  return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .past = spec.flag("past")};
+}
+
+class Relative : public AttentionOperator {
+ public:
+  explicit Relative(const RelativeOptions& options) : AttentionOperator("relative", kIn, kOut), options_(options) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
+    relative_attention(qkv,
+                       {.keys = array(in, "relative_keys"),
+                        .values = array(in, "relative_values"),
+                        .content = array(in, "content_bias"),
+                        .position = array(in, "position_bias"),
+                        .bias = array(in, "distance_bias")},
+                       options_, out, context);
+  }
+
+ private:
+  RelativeOptions options_;
+};
+
+// The second dot product has D + 4 roundings, shifting queries one for each. Relative values are weighted by weights
+// that are computed again from lse (errors of a score and of lse) and by what is left of their sum.
+double relative_bound(const Spec& spec, const Tensors& in, std::string_view output) {
+  auto row = [&](std::string_view name) { return exact::largest_row(array(in, name, "bound")); };
+  bound::SoftmaxNorms norms = softmax_norms(spec, in);
+  const double second = norms.scale * (norms.query + row("position_bias")) * row("relative_keys");
+  norms.query += row("content_bias");
+  const double bias = norms.scale * exact::largest(array(in, "distance_bias", "bound"));
+  const double error =
+      bound::gamma(norms.d + 4) * second + bound::kEpsilon * (2 * norms.scale * norms.query * norms.key + 3 * bias);
+  const double limit = exact::scored(norms, second + bias, error, output);
+  const double value = exact::largest(array(in, "relative_values", "bound"));
+  if (value == 0 || output == "lse") return limit;
+  const double lse = exact::scored(norms, second + bias, error, "lse");
+  const double weight = 2 * lse + bound::kEpsilon * static_cast<double>(2 * norms.keys + 16);
+  return limit + 4 * weight * value + bound::kEpsilon * static_cast<double>(norms.keys + 4) * (value + norms.value);
+}
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "relative",
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over visible j of scale * ((q[i] + content[h]).k[j] + (q[i] + position[h]).keys[h,r] + "
+        "bias[h,r])\no[i] = sum_j w[i,j] (v[j] + values[h,r]),  r = clip(j - i, -K, K)",
+    .summary = "a learned vector for each distance joins keys and values; skewed in place, O(T D) memory",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .notes =
+        "063: the mechanism; the melody model has to be trained. Transformer-XL: relative_keys are the projected "
+        "sinusoids. Keys must be arrays.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return std::make_unique<Relative>(options_from(spec));
+    },
+    .reference = [](const Spec& spec) { return make_relative_reference(options_from(spec)); },
+    .bound = relative_bound,
+    .axis = [](std::string_view name, const Spec&, const Sizes& sizes) -> int64_t {
+      return name == "P" ? sizes.tk / 3 * 2 + 1 : -1;
+    },
+    .refuses = [](const Spec& spec, const Sizes&) -> std::string_view {
+      return spec.flag("past") && !spec.flag("causal") ? "past needs causal" : "";
+    },
+};
+
+}  // namespace
+
+void register_relative(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend
