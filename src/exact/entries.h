@@ -4,6 +4,7 @@
 
 namespace attend {
 
+void register_cope(Registry& registry);
 void register_fire(Registry& registry);
 void register_kerple(Registry& registry);
 void register_rcmha(Registry& registry);

@@ -98,6 +98,7 @@ constexpr Entry kSoftmax = {
 
 void register_exact(Registry& registry) {
   registry.add(kSoftmax);
+  register_cope(registry);
   register_fire(registry);
   register_kerple(registry);
   register_rcmha(registry);
