@@ -9,6 +9,7 @@ void register_fire(Registry& registry);
 void register_kerple(Registry& registry);
 void register_rcmha(Registry& registry);
 void register_relative(Registry& registry);
+void register_rope(Registry& registry);
 void register_t5_bias(Registry& registry);
 void register_urpe(Registry& registry);
 

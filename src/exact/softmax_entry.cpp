@@ -103,6 +103,7 @@ void register_exact(Registry& registry) {
   register_kerple(registry);
   register_rcmha(registry);
   register_relative(registry);
+  register_rope(registry);
   register_t5_bias(registry);
   register_urpe(registry);
 }

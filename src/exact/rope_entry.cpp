@@ -1,0 +1,106 @@
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/rope.h"
+#include "attend/reference/rope.h"
+#include "exact/entries.h"
+#include "exact/rope_spec.h"
+#include "exact/score_bound.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {
+    option::kCausal,  option::kScale,   exact::kDims,      exact::kBase,       exact::kInterleaved,
+    exact::kScaling,  exact::kFactor,   exact::kOriginal,  exact::kMagnitude,  exact::kExtrapolation,
+    exact::kBetaFast, exact::kBetaSlow, exact::kLowFactor, exact::kHighFactor,
+};
+constexpr Port kIn[] = {
+    port::kQ,
+    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, .."},
+    port::kV,
+    port::kKvLens,
+    port::kQPositions,
+    {"bases", "B", "f32", false, "base of each batch entry, instead of the option", 5, 20000},
+    {"short_factors", "Pairs", "f32", false, "divisors of the frequencies; of longrope's up to `original` tokens", 0.5,
+     8},
+    {"long_factors", "Pairs", "f32", false, "longrope's divisors beyond", 0.5, 8},
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"RoFormer: Enhanced Transformer with Rotary Position Embedding", "2104.09864", ""},
+    {"Extending Context Window of Large Language Models via Positional Interpolation", "2306.15595", ""},
+    {"YaRN: Efficient Context Window Extension of Large Language Models", "2309.00071", ""},
+    {"LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", "2402.13753", ""},
+    {"Fortify the Shortest Stave in Attention: Enhancing Context Awareness of Large Language Models for Effective Tool "
+     "Use",
+     "2312.04455", "091"},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+
+RopeAttentionOptions options_from(const Spec& spec) {
+  return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .rope = exact::rope_options(spec)};
+}
+
+class RopeMechanism : public AttentionOperator {
+ public:
+  explicit RopeMechanism(const RopeAttentionOptions& options)
+      : AttentionOperator("rope", kIn, kOut), options_(options) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
+    rope_attention(qkv, array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")}, options_, out,
+                   context);
+  }
+
+ private:
+  RopeAttentionOptions options_;
+};
+
+// Scores grow by the square of the magnitude.
+double rope_bound(const Spec& spec, const Tensors& in, std::string_view output) {
+  bound::SoftmaxNorms norms = softmax_norms(spec, in);
+  const double magnitude = rope_table(exact::rope_options(spec), norms.d, norms.keys).magnitude;
+  norms.query *= std::max(1.0, magnitude);
+  norms.key *= std::max(1.0, magnitude);
+  return exact::scored(norms, 0, exact::rotary_error(norms), output);
+}
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "rope",
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over visible j of scale * (R(i) q[i]).(R(j) k[j])\n"
+        "R(p) turns pair n of a head by p f[n],  f[n] = base^(-2n / dims), stretched by `scaling`",
+    .summary = "rotary position embeddings with every scaling in use; several bases at once",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .notes =
+        "091: copies of a text as batch entries with a base each; merge_buckets() merges their output "
+        "distributions. Scalings dynamic and longrope depend on the text's length so far, so bits do too.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return std::make_unique<RopeMechanism>(options_from(spec));
+    },
+    .reference =
+        [](const Spec& spec) {
+          return make_rope_reference(exact::rope_options(spec), spec.flag("causal"), spec.real("scale"));
+        },
+    .bound = rope_bound,
+    .axis = [](std::string_view name, const Spec& spec, const Sizes& sizes) -> int64_t {
+      if (name != "Pairs") return -1;
+      const int64_t dims = exact::rope_options(spec).dims;
+      return (dims == 0 ? sizes.d : dims) / 2;
+    },
+    .refuses = [](const Spec& spec,
+                  const Sizes& sizes) { return exact::rope_refuses(exact::rope_options(spec), sizes.d); },
+};
+
+}  // namespace
+
+void register_rope(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend

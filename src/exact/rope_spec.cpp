@@ -1,0 +1,51 @@
+#include "exact/rope_spec.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "attend/tensor/error.h"
+
+namespace attend::exact {
+
+RopeOptions rope_options(const Spec& spec) {
+  auto has = [&](std::string_view name) { return spec.find(name) != nullptr; };
+  auto set = [&](std::string_view name, double& value) {
+    if (has(name)) value = spec.real(name);
+  };
+  RopeOptions o;
+  if (has("dims")) o.dims = spec.integer("dims");
+  if (has("original")) o.original = spec.integer("original");
+  if (has("interleaved")) o.interleaved = spec.flag("interleaved");
+  set("base", o.base);
+  set("factor", o.factor);
+  set("magnitude", o.magnitude);
+  set("extrapolation", o.extrapolation);
+  set("beta_fast", o.beta_fast);
+  set("beta_slow", o.beta_slow);
+  set("low_factor", o.low_factor);
+  set("high_factor", o.high_factor);
+  if (has("scaling")) {
+    const std::string& name = spec.text("scaling");
+    const auto found = std::find(std::begin(kRopeScalings), std::end(kRopeScalings), name);
+    if (found == std::end(kRopeScalings))
+      throw Error(ErrorKind::kSpec, spec.name, "scaling", name,
+                  fmt::format("must be one of {}", fmt::join(kRopeScalings, ", ")));
+    o.scaling = static_cast<RopeScaling>(found - std::begin(kRopeScalings));
+  }
+  return o;
+}
+
+std::string_view rope_refuses(const RopeOptions& o, int64_t d) {
+  const int64_t dims = o.dims == 0 ? d : o.dims;
+  if (dims % 2) return "rotated elements come in pairs";
+  if (dims > d) return "no more elements can be rotated than a head has";
+  if (dims < 4 && (o.scaling == RopeScaling::kNtk || o.scaling == RopeScaling::kDynamicNtk))
+    return "ntk scaling needs two pairs";
+  if (o.scaling == RopeScaling::kYarn && o.beta_slow > o.beta_fast) return "beta_slow must not exceed beta_fast";
+  if (o.scaling == RopeScaling::kLlama3 && o.low_factor >= o.high_factor) return "low_factor must be below high_factor";
+  return "";
+}
+
+}  // namespace attend::exact
