@@ -4,7 +4,9 @@
 
 namespace attend {
 
+void register_coca(Registry& registry);
 void register_cope(Registry& registry);
+void register_dca(Registry& registry);
 void register_fire(Registry& registry);
 void register_kerple(Registry& registry);
 void register_rcmha(Registry& registry);

@@ -98,7 +98,9 @@ constexpr Entry kSoftmax = {
 
 void register_exact(Registry& registry) {
   registry.add(kSoftmax);
+  register_coca(registry);
   register_cope(registry);
+  register_dca(registry);
   register_fire(registry);
   register_kerple(registry);
   register_rcmha(registry);

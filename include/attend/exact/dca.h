@@ -1,0 +1,28 @@
+#pragma once
+// Dual chunk attention: rotary positions that stay below the trained context however long the text is. A model reads
+// on without training, and exactly as before within a chunk and across the nearest c - s tokens of the chunk before.
+//
+//   w[i,.] = softmax over j <= i of  scale * dot(R(x) q[i], R(j mod s) k[j]),  R(p) the rotation of position p, and
+//     same chunk, i / s = j / s         intra        x = i mod s
+//     the chunk before, i / s = j / s + 1  successive  x = min(i mod s + s, c - 1)
+//     an earlier chunk                  inter        x = c - 1
+//
+// Always causal. i and j stand for positions.
+//
+// Source   An et al. 2024, arXiv:2402.17463, sections 3.1 to 3.3, equations 2 to 7. Its authors' code lets x reach c
+//          instead of c - 1, and the largest x be 2 s - 1 where that is less.
+// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
+//          lse [B,Hq,Tq]; keys unrotated, at positions 0, 1, ..
+// Cost     that of softmax attention, three rotations of the queries and one of the keys. Memory O(Tk D)
+// Empty    a query that sees no key gets out = 0 and lse = -inf
+// Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown. Error(kCancelled)
+//          and Error(kMemory) may leave outputs partly written.
+// Numerics the three parts are partials of one softmax, merged in ascending order of keys. Same bits: any.
+#include "attend/exact/dca_options.h"
+#include "attend/exact/rope.h"
+
+namespace attend {
+
+void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context);
+
+}  // namespace attend

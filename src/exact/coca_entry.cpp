@@ -1,0 +1,80 @@
+#include <numbers>
+
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/coca.h"
+#include "attend/reference/coca.h"
+#include "exact/entries.h"
+#include "exact/rope_spec.h"
+#include "exact/score_bound.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {option::kCausal, option::kScale, exact::kBase, exact::kInterleaved};
+constexpr Port kIn[] = {
+    port::kQ,          {"k", "B Hkv Tk D", "f32 f16 bf16", true, "the projections t, unrotated, at positions 0, 1, .."},
+    port::kV,          port::kKvLens,
+    port::kQPositions,
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"Cure the headache of Transformers via Collinear Constrained Attention", "2309.08646", "168"},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+
+CocaOptions options_from(const Spec& spec) {
+  return {.causal = spec.flag("causal"),
+          .scale = spec.real("scale"),
+          .base = spec.real("base"),
+          .interleaved = spec.flag("interleaved")};
+}
+
+class Coca : public AttentionOperator {
+ public:
+  explicit Coca(const CocaOptions& options) : AttentionOperator("coca", kIn, kOut), options_(options) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
+    coca_attention(qkv, options_, out, context);
+  }
+
+ private:
+  CocaOptions options_;
+};
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "coca",
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over visible j of scale * sum_p |q[i,p]|^2 g[j,p] cos((i - j) theta[p])\n"
+        "g[j,p] = relu of the mean of t's pair p,  theta[p] = base^(-2p / D)",
+    .summary = "keys collinear with the query in every rotary pair",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .notes =
+        "The paper's definition; its authors' code rotates t before multiplying it with q, which is not a function of "
+        "i - j.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Coca>(options_from(spec)); },
+    .reference = [](const Spec& spec) { return make_coca_reference(options_from(spec)); },
+    .bound =
+        [](const Spec& spec, const Tensors& in, std::string_view output) {
+          // The vectors that meet hold |q[p]|^2 and g[p] <= length of t[p] / sqrt 2, with 3 roundings more.
+          bound::SoftmaxNorms norms = softmax_norms(spec, in);
+          norms.query *= norms.query;
+          norms.key /= std::numbers::sqrt2;
+          return exact::scored(norms, 0, 1.3 * exact::rotary_error(norms), output);
+        },
+    .refuses = [](const Spec&, const Sizes& sizes) { return exact::rope_refuses({}, sizes.d); },
+};
+
+}  // namespace
+
+void register_coca(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend

@@ -1,0 +1,130 @@
+#include "attend/exact/dca.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "attend/tensor/error.h"
+#include "exact/parameter.h"
+#include "exact/problem.h"
+#include "exact/tasks.h"
+
+namespace attend {
+namespace {
+
+constexpr std::string_view kOp = "dca";
+
+// Queries of one batch entry whose positions lie in one chunk; before all keys it is -1.
+struct Group {
+  int64_t batch, first, rows, chunk;
+};
+
+class Dca {
+ public:
+  Dca(const Qkv& in, const DcaOptions& options, const AttnOut& out, const exact::Problem& problem, Context& context)
+      : in_(in),
+        o_(options),
+        out_(out),
+        p_(problem),
+        context_(context),
+        chunk_(options.chunk_tokens()),
+        angles_(rope_table(options.rope, problem.d, in.k.shape[2])) {}
+
+  void run() {
+    const int64_t keys = in_.k.shape[2];
+    keys_ = dense_view(exact::kept_floats(context_, 0, p_.batch * p_.kv_heads * keys * p_.d), DType::kF32,
+                       {p_.batch, p_.kv_heads, keys, p_.d});
+    std::vector<int32_t> at(static_cast<size_t>(p_.batch * keys));
+    for (size_t t = 0; t < at.size(); ++t) at[t] = static_cast<int32_t>(static_cast<int64_t>(t) % keys % chunk_);
+    rope_rotate(in_.k, dense_view(at.data(), DType::kI32, {p_.batch, keys}), angles_, o_.rope.interleaved, keys_,
+                context_);
+    for (int64_t b = 0; b < p_.batch; ++b)
+      for (int64_t first = 0; first < p_.queries;) {
+        const int64_t chunk = chunk_of(b, first);
+        int64_t rows = 1;
+        while (first + rows < p_.queries && chunk_of(b, first + rows) == chunk) ++rows;
+        attend({b, first, rows, chunk});
+        first += rows;
+      }
+  }
+
+ private:
+  int64_t chunk_of(int64_t b, int64_t i) const {
+    const int64_t position = p_.position(b, i);
+    return position < 0 ? -1 : position / chunk_;
+  }
+
+  void attend(const Group& g) {
+    Partial sum(1, p_.heads, g.rows, p_.dv);
+    const int64_t begin = g.chunk * chunk_, last = o_.context - 1;
+    if (g.chunk >= 2) add(sum, g, {0, begin - chunk_}, [&](int64_t) { return last; });
+    if (g.chunk >= 1)
+      add(sum, g, {begin - chunk_, begin}, [&](int64_t i) { return std::min(i % chunk_ + chunk_, last); });
+    if (g.chunk >= 0) add(sum, g, {begin, begin + chunk_}, [&](int64_t i) { return i % chunk_; });
+    finish(sum, {}, {slice(out_.out, g.batch, g.first, g.rows), slice(out_.lse, g.batch, g.first, g.rows)}, context_);
+  }
+
+  // Joins the keys of a range, seen from position x(i) by the query at position i.
+  template <class X>
+  void add(Partial& sum, const Group& g, KeyRange range, X x) {
+    std::vector<int32_t> position(static_cast<size_t>(g.rows)), rotary(position.size());
+    for (int64_t r = 0; r < g.rows; ++r) {
+      const int64_t i = p_.position(g.batch, g.first + r);
+      position[static_cast<size_t>(r)] = static_cast<int32_t>(i);
+      rotary[static_cast<size_t>(r)] = static_cast<int32_t>(x(i));
+    }
+    std::vector<float> q(static_cast<size_t>(p_.heads * g.rows * p_.d));
+    const int64_t keys = in_.k.shape[2];
+    const Qkv part{.q = dense_view(q.data(), DType::kF32, {1, p_.heads, g.rows, p_.d}),
+                   .k = slice(keys_, g.batch, 0, keys),
+                   .v = slice(in_.v, g.batch, 0, keys),
+                   .q_positions = dense_view(position.data(), DType::kI32, {1, g.rows})};
+    rope_rotate(slice(in_.q, g.batch, g.first, g.rows), dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_,
+                o_.rope.interleaved, part.q, context_);
+    merge(sum, softmax_partial(part, {.causal = true, .scale = o_.scale}, range, context_), context_);
+  }
+
+  // Rows [first, first + count) of a batch entry.
+  static View slice(const View& x, int64_t batch, int64_t first, int64_t count) {
+    View part = x;
+    if (!x.data) return part;
+    part.data = x.as<char>() + (batch * x.stride[0] + first * x.stride[2]) * size_of(x.type);
+    part.shape[0] = 1;
+    part.shape[2] = count;
+    return part;
+  }
+
+  const Qkv& in_;
+  const DcaOptions& o_;
+  const AttnOut& out_;
+  const exact::Problem& p_;
+  Context& context_;
+  int64_t chunk_;
+  RopeAngles angles_;
+  View keys_;
+};
+
+}  // namespace
+
+void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context) {
+  exact::require_arrays(kOp, in);
+  for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
+                                   {"bias", &in.bias},
+                                   {"sink_logits", &in.sink_logits},
+                                   {"documents", &in.documents}})
+    exact::require_absent(kOp, name, *view);
+  const exact::Problem problem = exact::check(in, {.causal = true, .scale = options.scale}, kOp);
+  exact::check_outputs(problem, in, out, kOp);
+  if (options.context < 2 || options.context > int64_t{1} << 30)
+    throw Error(ErrorKind::kArgument, kOp, "context", fmt::format("{}", options.context), "must be in 2..2^30");
+  if (options.chunk_tokens() < 1 || options.chunk_tokens() >= options.context)
+    throw Error(ErrorKind::kArgument, kOp, "chunk", fmt::format("{}", options.chunk_tokens()),
+                fmt::format("must be at least 1 and below the context of {}", options.context));
+  if (options.rope.scaling == RopeScaling::kDynamicNtk || options.rope.scaling == RopeScaling::kLongRope)
+    throw Error(ErrorKind::kArgument, kOp, "scaling", kRopeScalings[static_cast<int>(options.rope.scaling)],
+                "must not depend on the text's length");
+  Dca(in, options, out, problem, context).run();
+}
+
+}  // namespace attend

@@ -1,0 +1,97 @@
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/dca.h"
+#include "attend/reference/dca.h"
+#include "exact/entries.h"
+#include "exact/rope_spec.h"
+#include "exact/score_bound.h"
+
+namespace attend {
+namespace {
+
+constexpr double kMostTokens = 1 << 30;
+constexpr Option kOptions[] = {
+    option::kScale,
+    {"context", "tokens", "trained context: no distance reaches it", "4096", OptionType::kInteger, 2, kMostTokens},
+    {"chunk", "tokens", "of a chunk, below the context; 0 means three quarters of it", "0", OptionType::kInteger, 0,
+     kMostTokens},
+    exact::kDims,
+    exact::kBase,
+    exact::kInterleaved,
+};
+constexpr Port kIn[] = {
+    port::kQ,
+    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, .."},
+    port::kV,
+    port::kQPositions,
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"Training-Free Long-Context Scaling of Large Language Models", "2402.17463", "172"},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "grouped"};
+
+DcaOptions options_from(const Spec& spec) {
+  return {.scale = spec.real("scale"),
+          .context = spec.integer("context"),
+          .chunk = spec.integer("chunk"),
+          .rope = exact::rope_options(spec)};
+}
+
+class DualChunk : public AttentionOperator {
+ public:
+  explicit DualChunk(const DcaOptions& options) : AttentionOperator("dca", kIn, kOut), options_(options) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
+    dca_attention(qkv, options_, out, context);
+  }
+
+ private:
+  DcaOptions options_;
+};
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "dca",
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over j <= i of scale * (R(x) q[i]).(R(j mod chunk) k[j])\n"
+        "x = i mod chunk in the own chunk, min(i mod chunk + chunk, context - 1) for the one before, context - 1 "
+        "for earlier ones",
+    .summary = "dual chunk attention: rotary positions that stay within the trained context",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input; equal to rotary attention within a chunk",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny},
+    .notes = "Always causal.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return std::make_unique<DualChunk>(options_from(spec));
+    },
+    .reference = [](const Spec& spec) { return make_dca_reference(options_from(spec)); },
+    .bound =
+        [](const Spec& spec, const Tensors& in, std::string_view output) {
+          bound::SoftmaxNorms norms = softmax_norms(spec, in);
+          const double error = exact::rotary_error(norms);
+          // Two more merges of partials than a split of 512 positions each has.
+          norms.keys += 2 * 512;
+          return exact::scored(norms, 0, error, output);
+        },
+    .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
+      const DcaOptions options = options_from(spec);
+      if (options.chunk_tokens() < 1 || options.chunk_tokens() >= options.context)
+        return "a chunk has a token or more and less than the context";
+      return exact::rope_refuses(options.rope, sizes.d);
+    },
+};
+
+}  // namespace
+
+void register_dca(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend
