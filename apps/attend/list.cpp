@@ -64,7 +64,7 @@ std::string_view same_bits_text(SameBits same) {
 }
 
 std::string range_text(const Option& option) {
-  if (option.type != OptionType::kInteger && option.type != OptionType::kReal) return "";
+  if (option.type != OptionType::kInteger && option.type != OptionType::kReal) return std::string(option.choices);
   return fmt::format("{:g}..{:g}", option.min, option.max);
 }
 
@@ -100,7 +100,11 @@ Json entry_json(const Entry& entry) {
                 {"unit", option.unit},
                 {"default", option.fallback},
                 {"help", option.help}};
-    if (!range_text(option).empty()) row["min"] = option.min, row["max"] = option.max;
+    if (!option.choices.empty()) {
+      row["choices"] = option.choices;
+    } else if (!range_text(option).empty()) {
+      row["min"] = option.min, row["max"] = option.max;
+    }
     j["options"].push_back(row);
   }
   j["in"] = ports_json(entry.in);

@@ -70,6 +70,11 @@ std::vector<Spec> Suite::option_grid(const Sizes& sizes) {
       for (int64_t x : {int64_t{1}, int64_t{7}, sizes.tk / 2 + 1, sizes.tk + 3}) number(static_cast<double>(x));
     if (option.type == OptionType::kReal)
       for (double x : {0.3, 5.0}) number(x);
+    for (size_t at = 0; option.type == OptionType::kText && at < option.choices.size();) {
+      const size_t end = std::min(option.choices.find('|', at), option.choices.size());
+      values.emplace_back(option.choices.substr(at, end - at));
+      at = end + 1;
+    }
     for (const std::string& value : values) {
       grid.push_back(spec({{option.name, value}}));
       if (option.name != "causal" && has_option("causal"))

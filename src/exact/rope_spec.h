@@ -16,13 +16,9 @@ inline constexpr Option kInterleaved = {"interleaved",
                                         0};
 inline constexpr Option kDims = {
     "dims", "", "rotated elements of a head, its first ones, even; 0 means all", "0", OptionType::kInteger, 0, 512};
-inline constexpr Option kScaling = {"scaling",
-                                    "none|linear|ntk|dynamic|yarn|llama3|longrope",
-                                    "how frequencies stretch over a longer context",
-                                    "none",
-                                    OptionType::kText,
-                                    0,
-                                    0};
+inline constexpr Option kScaling = {
+    "scaling", "", "how frequencies stretch over a longer context", "none", OptionType::kText,
+    0,         0,  "none|linear|ntk|dynamic|yarn|llama3|longrope"};
 inline constexpr Option kFactor = {"factor", "", "by how much the context grows", "1", OptionType::kReal, 1, 1e6};
 inline constexpr Option kOriginal = {
     "original", "tokens", "context that the model was trained on", "4096", OptionType::kInteger, 2, 1e12};
@@ -40,7 +36,7 @@ inline constexpr Option kLowFactor = {
 inline constexpr Option kHighFactor = {
     "high_factor", "turns", "llama3: faster pairs are not interpolated", "4", OptionType::kReal, 1e-6, 1e6};
 
-// The rotary options that a completed spec has. Throws Error(kSpec) for an unknown scaling.
+// The rotary options that a completed spec has.
 RopeOptions rope_options(const Spec& spec);
 
 // Why heads of d elements can't be rotated so, empty if they can.

@@ -47,6 +47,10 @@ std::string checked(const Entry& entry, const Option& option, std::string_view v
       refuse("must be true or false");
       break;
     case OptionType::kText:
+      if (!option.choices.empty() &&
+          (value.find('|') != std::string_view::npos ||
+           fmt::format("|{}|", option.choices).find(fmt::format("|{}|", value)) == std::string::npos))
+        refuse(fmt::format("must be one of {}", option.choices));
       break;
   }
   return std::string(value);

@@ -157,6 +157,14 @@ TEST_P(Rope, EveryScalingMeetsItsDefinition) {
     }
 }
 
+TEST(RopeOptionText, IsOneOfItsChoices) {
+  for (const char* wrong : {"", "linea", "none|linear", "Yarn"}) {
+    Spec spec{"rope", {{"scaling", wrong}}};
+    EXPECT_THROW(registry().complete(spec), Error) << wrong;
+  }
+  EXPECT_EQ(registry().complete(Spec{"rope", {{"scaling", "yarn"}}}).text("scaling"), "yarn");
+}
+
 // Attention buckets: copies of one text with a base each, as one batch, equal the readings one by one.
 TEST_P(Rope, ReadsWithSeveralBasesAtOnce) {
   float values[] = {10000, 17500, 25000};

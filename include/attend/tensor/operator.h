@@ -29,7 +29,8 @@ enum class OptionType { kInteger, kReal, kFlag, kText };
 struct Option {
   std::string_view name, unit, help, fallback;  // fallback: the default, as a spec would write it
   OptionType type;
-  double min, max;  // inclusive; of numbers
+  double min, max;                // inclusive; of numbers
+  std::string_view choices = {};  // of text: its values, separated by "|"; empty: any
 };
 
 struct Port {
