@@ -15,7 +15,6 @@ namespace attend {
 Graph make_gemma3(const Gguf& file) {
   const Hyperparameters hyper{file, "gemma3."};
   const Dimensions n = read_dimensions(hyper);
-  hyper.require_plain_rope();
   hyper.require_zero("attn_logit_softcapping");
   hyper.require_zero("final_logit_softcapping");
   if (n.d % 2) hyper.contradiction(fmt::format("gemma3.attention.key_length = {}, must be even", n.d));
@@ -27,8 +26,11 @@ Graph make_gemma3(const Gguf& file) {
 
   Graph g;
   g.vocabulary = n.vocabulary, g.context = n.context, g.width = n.width;
-  g.rotaries = {{RotaryLayout::kHalves, n.d, hyper.real("rope.freq_base", 1, 1e12, 1e6)},
-                {RotaryLayout::kHalves, n.d, hyper.real("rope.freq_base_swa", 1, 1e12, 10000)}};
+  // A scaling is that of the global layers.
+  g.rotaries = {read_rotary(hyper, {.dims = n.d, .base = 1e6}),
+                {.options = {.dims = n.d, .base = hyper.real("rope.freq_base_swa", kLeastBase, 1e12, 10000)},
+                 .short_factors = {},
+                 .long_factors = {}}};
   const int x = g.add_slot("x", n.width), h = g.add_slot("h", n.width);
   const int q = g.add_slot("q", n.heads * n.d), k = g.add_slot("k", n.kv_heads * n.d);
   const int v = g.add_slot("v", n.kv_heads * n.dv), a = g.add_slot("attention", n.heads * n.dv);

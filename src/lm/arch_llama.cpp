@@ -15,13 +15,12 @@ Graph make_llama(const Gguf& file) {
   const Hyperparameters hyper{file, "llama."};
   const Dimensions n = read_dimensions(hyper);
   hyper.require_zero("expert_count");
-  hyper.require_plain_rope();
   const int64_t rotated = hyper.integer("rope.dimension_count", 2, n.d, n.d);
   if (rotated % 2) hyper.contradiction(fmt::format("llama.rope.dimension_count = {}, must be even", rotated));
 
   Graph g;
   g.vocabulary = n.vocabulary, g.context = n.context, g.width = n.width;
-  g.rotaries = {{RotaryLayout::kPairs, rotated, hyper.real("rope.freq_base", 1, 1e12, 10000)}};
+  g.rotaries = {read_rotary(hyper, {.dims = rotated, .base = 10000, .interleaved = true})};
   const int x = g.add_slot("x", n.width), h = g.add_slot("h", n.width);
   const int q = g.add_slot("q", n.heads * n.d), k = g.add_slot("k", n.kv_heads * n.d);
   const int v = g.add_slot("v", n.kv_heads * n.dv), a = g.add_slot("attention", n.heads * n.dv);

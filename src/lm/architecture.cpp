@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "attend/tensor/error.h"
@@ -29,6 +30,9 @@ void check_tensors(const Graph& graph, const Gguf& file) {
   };
   for (const MatrixRef& m : graph.matrices) check(m.tensor, 2, m.n, m.k);
   for (const VectorRef& v : graph.vectors) check(v.tensor, 1, v.n, 1);
+  for (const Rotary& r : graph.rotaries)
+    for (const std::string& tensor : {r.short_factors, r.long_factors})
+      if (!tensor.empty()) check(tensor, 1, r.options.dims / 2, 1);
   for (const GgufTensor& tensor : file.tensors())
     if (!used.contains(tensor.name))
       throw Error(ErrorKind::kUnsupported, "model", fmt::format("{}: tensor", file.name()), tensor.name,
@@ -86,12 +90,6 @@ void Hyperparameters::require_zero(std::string_view key) const {
                 "is not supported");
 }
 
-void Hyperparameters::require_plain_rope() const {
-  const std::string key = prefix + "rope.scaling.type";
-  if (const std::string_view type = file.text(key, "none"); type != "none")
-    throw Error(ErrorKind::kUnsupported, "model", fmt::format("{}: {}", file.name(), key), type, "is not supported");
-}
-
 void Hyperparameters::contradiction(const std::string& what) const {
   throw Error(ErrorKind::kFile, "model", file.name(), "", what);
 }
@@ -125,6 +123,51 @@ Dimensions read_dimensions(const Hyperparameters& hyper) {
     hyper.contradiction(
         fmt::format("{}vocab_size differs from the {} rows of token_embd.weight", hyper.prefix, dims.vocabulary));
   return dims;
+}
+
+Rotary read_rotary(const Hyperparameters& hyper, RopeOptions rope) {
+  rope.base = hyper.real("rope.freq_base", kLeastBase, 1e12, rope.base);
+  const std::string key = hyper.prefix + "rope.scaling.type";
+  const std::string_view type = hyper.file.text(key, "none");
+  if (type == "linear") {
+    rope.scaling = RopeScaling::kLinear;
+  } else if (type == "yarn") {
+    rope.scaling = RopeScaling::kYarn;
+  } else if (type == "longrope") {
+    rope.scaling = RopeScaling::kLongRope;
+  } else if (type != "none") {
+    throw Error(ErrorKind::kUnsupported, "model", fmt::format("{}: {}", hyper.file.name(), key), type,
+                "is not supported; supported: none, linear, yarn, longrope");
+  }
+  Rotary rotary{rope, {}, {}};
+  RopeOptions& o = rotary.options;
+  if (o.scaling != RopeScaling::kNone) {
+    o.factor = hyper.real("rope.scaling.factor", 0, 1e6, 1);
+    if (o.factor == 0) o.factor = 1;  // as writers of the format mean it
+    if (o.factor < 1)
+      hyper.contradiction(fmt::format("{}rope.scaling.factor = {}, must be at least 1", hyper.prefix, o.factor));
+    o.original = hyper.integer("rope.scaling.original_context_length", 2, int64_t{1} << 30,
+                               std::max<int64_t>(2, hyper.integer("context_length", 1, int64_t{1} << 30)));
+    const double given = hyper.real("rope.scaling.attn_factor", 0, 1e6, 0);
+    double own = 1;  // what the scaling itself multiplies by
+    if (o.scaling == RopeScaling::kYarn) {
+      o.extrapolation = hyper.real("rope.scaling.yarn_ext_factor", 0, 1, 1);
+      o.beta_fast = hyper.real("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32);
+      o.beta_slow = hyper.real("rope.scaling.yarn_beta_slow", 1e-6, o.beta_fast, std::min(1.0, o.beta_fast));
+      if (o.extrapolation != 0) own = 1 + 0.1 * std::log(o.factor);
+      own *= hyper.real("rope.scaling.yarn_attn_factor", 1e-6, 1e6, 1);
+    }
+    // Longrope's is part of the file's, the others' multiply it.
+    if (given != 0 || own != 1) o.magnitude = own * (given == 0 ? 1 : given);
+  }
+  auto tensor = [&](const char* name) { return hyper.file.find(name) ? name : ""; };
+  if (o.scaling == RopeScaling::kLongRope) {
+    rotary.short_factors = tensor("rope_factors_short.weight");
+    rotary.long_factors = tensor("rope_factors_long.weight");
+  } else {
+    rotary.short_factors = tensor("rope_freqs.weight");
+  }
+  return rotary;
 }
 
 std::string layer_tensor(int64_t layer, std::string_view name) {

@@ -18,8 +18,6 @@ struct Hyperparameters {
   double real(std::string_view key, double min, double max, double fallback) const;
   // Throws Error(kUnsupported) if the key is there and not 0.
   void require_zero(std::string_view key) const;
-  // Throws Error(kUnsupported) for a rope scaling other than none.
-  void require_plain_rope() const;
   [[noreturn]] void contradiction(const std::string& what) const;
 };
 
@@ -31,6 +29,12 @@ struct Dimensions {
 // The dimensions that every transformer has. `d` and `dv` default to width / heads. Checked for range and for heads
 // that divide by kv heads.
 Dimensions read_dimensions(const Hyperparameters& hyper);
+
+inline constexpr double kLeastBase = 1.000001;  // of rotary frequencies
+
+// Rotary embeddings as `plain` with the file's base, scaling and divisors: keys rope.freq_base and rope.scaling.*,
+// tensors rope_freqs and rope_factors_short and _long. Throws Error(kUnsupported) for a scaling that is not known.
+Rotary read_rotary(const Hyperparameters& hyper, RopeOptions plain);
 
 std::string layer_tensor(int64_t layer, std::string_view name);  // "blk.3.attn_q.weight"
 

@@ -102,7 +102,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
     retention_ = registry.make<Retention>(*policy[Kind::kRetention]);
     if (!retention_->lossless()) stride_ = retention_->stride();
   }
-  executor_ = std::make_unique<Executor>(*model_);
+  executor_ = std::make_unique<Executor>(*model_, limit_);
 }
 
 Session::~Session() = default;

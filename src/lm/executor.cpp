@@ -6,7 +6,6 @@
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/parallel.h"
-#include "rotary.h"
 
 namespace attend {
 namespace {
@@ -32,8 +31,9 @@ struct Executor::Step {
   Context& context;
 };
 
-Executor::Executor(const LanguageModel& model)
+Executor::Executor(const LanguageModel& model, int64_t context)
     : model_(model),
+      context_(context),
       slots_(model.graph().slots.size()),
       cosine_(model.graph().rotaries.size()),
       sine_(model.graph().rotaries.size()) {}
@@ -47,8 +47,8 @@ void Executor::reserve(int64_t rows) {
   capacity_ = 0;
   for (size_t s = 0; s < slots_.size(); ++s) grow(slots_[s], rows * model_.graph().slots[s].width);
   for (size_t r = 0; r < cosine_.size(); ++r) {
-    grow(cosine_[r], rows * model_.rotary(static_cast<int>(r)).pairs());
-    grow(sine_[r], rows * model_.rotary(static_cast<int>(r)).pairs());
+    grow(cosine_[r], rows * model_.rotary(static_cast<int>(r), context_).pairs());
+    grow(sine_[r], rows * model_.rotary(static_cast<int>(r), context_).pairs());
   }
   capacity_ = rows;
 }
@@ -61,7 +61,8 @@ View Executor::run(std::span<const int32_t> ids, int64_t first, int64_t wanted, 
   std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(first));
   Step step{ids, rows, wanted, store, mechanisms, row_ops(active_isa(context)), context};
   for (size_t r = 0; r < cosine_.size(); ++r)
-    model_.rotary(static_cast<int>(r)).fill(first, rows, step.ops, cosine_[r].as<float>(), sine_[r].as<float>());
+    model_.rotary(static_cast<int>(r), context_)
+        .fill(first, rows, step.ops, cosine_[r].as<float>(), sine_[r].as<float>());
   for (const Operation& operation : model_.graph().operations) {
     std::visit([&](const auto& o) { run(o, step); }, operation);
     if (step.rows == 0) break;
@@ -101,9 +102,9 @@ void Executor::run(const op::Product& o, Step& step) {
 }
 
 void Executor::run(const op::Rotate& o, Step& step) {
-  const RotaryAngles& angles = model_.rotary(o.rotary);
-  const auto rotate = angles.rotary().layout == RotaryLayout::kPairs ? step.ops.rotate_pairs : step.ops.rotate_halves;
-  const int64_t pairs = angles.pairs(), head = width(o.x) / o.heads;
+  const RopeOptions& rope = model_.graph().rotaries[static_cast<size_t>(o.rotary)].options;
+  const auto rotate = rope.interleaved ? step.ops.rotate_pairs : step.ops.rotate_halves;
+  const int64_t pairs = rope.dims / 2, head = width(o.x) / o.heads;
   const float* cosine = cosine_[static_cast<size_t>(o.rotary)].as<float>();
   const float* sine = sine_[static_cast<size_t>(o.rotary)].as<float>();
   each_row(step.context, step.rows, width(o.x), [&](int64_t r) {

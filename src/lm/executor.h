@@ -12,7 +12,8 @@ namespace attend {
 
 class Executor {
  public:
-  explicit Executor(const LanguageModel& model);
+  // For texts of at most `context` tokens.
+  Executor(const LanguageModel& model, int64_t context);
 
   // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`. Returns the output
   // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
@@ -37,6 +38,7 @@ class Executor {
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
 
   const LanguageModel& model_;
+  int64_t context_;
   int64_t capacity_ = 0;  // rows
   std::vector<Buffer> slots_;
   std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]

@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <limits>
 
 #include "attend/tensor/error.h"
-#include "rotary.h"
 
 namespace attend {
 namespace {
@@ -27,8 +27,9 @@ struct Releaser : RowsDone {
 LanguageModel::LanguageModel() = default;
 LanguageModel::~LanguageModel() = default;
 
-const RotaryAngles& LanguageModel::rotary(int index) const {
-  return rotaries_[static_cast<size_t>(index)];
+const RopeAngles& LanguageModel::rotary(int index, int64_t context) const {
+  const size_t i = static_cast<size_t>(index);
+  return context > graph_.rotaries[i].options.original ? long_rotaries_[i] : short_rotaries_[i];
 }
 
 int64_t LanguageModel::bytes() const {
@@ -50,7 +51,26 @@ std::shared_ptr<const LanguageModel> LanguageModel::load(const std::filesystem::
     throw Error(ErrorKind::kFile, "model", fmt::format("{}: vocabulary", file.name()),
                 std::to_string(model->tokenizer_->size()),
                 fmt::format("but token_embd.weight has {} rows", graph.vocabulary));
-  for (const Rotary& rotary : graph.rotaries) model->rotaries_.emplace_back(rotary);
+  for (const Rotary& rotary : graph.rotaries) {
+    std::vector<float> values[2];
+    View divisors[2];
+    for (int i = 0; i < 2; ++i) {
+      const std::string& name = i == 0 ? rotary.short_factors : rotary.long_factors;
+      if (name.empty()) continue;
+      const GgufTensor& tensor = file.tensor(name);
+      values[i].resize(static_cast<size_t>(tensor.shape[0]));
+      dequantize(tensor.type, tensor.data.data(), tensor.shape[0], values[i].data());
+      for (float x : values[i])
+        if (!(x > 0 && std::isfinite(x)))
+          throw Error(ErrorKind::kFile, "model", fmt::format("{}: {}", file.name(), name), fmt::format("{}", x),
+                      "must be positive and finite");
+      divisors[i] = dense_view(values[i].data(), DType::kF32, {tensor.shape[0]});
+    }
+    const RopeFactors factors{divisors[0], divisors[1]};
+    const int64_t original = rotary.options.original;
+    model->short_rotaries_.emplace_back(rope_table(rotary.options, rotary.options.dims, original, factors));
+    model->long_rotaries_.emplace_back(rope_table(rotary.options, rotary.options.dims, original + 1, factors));
+  }
   for (const VectorRef& ref : graph.vectors) {
     const GgufTensor& tensor = file.tensor(ref.tensor);
     Buffer values(ref.n * static_cast<int64_t>(sizeof(float)));

@@ -46,6 +46,41 @@ std::vector<float> all_logits(Session& session, std::span<const int32_t> ids, in
   return all;
 }
 
+// Forms of one stretch: positions divided by 4.
+TEST(Session, RotaryScalingsThatMeanTheSameGiveTheSameBits) {
+  const std::vector<int32_t> ids = some_ids(40);
+  Context context(2);
+  auto logits = [&](const SmallModel& small, int64_t limit = 0) {
+    Session session = open(load(small), "softmax", limit);
+    return all_logits(session, ids, 17, context);
+  };
+  const std::vector<float> plain = logits({});
+  SmallModel linear, divided, longrope, yarn;
+  linear.texts["llama.rope.scaling.type"] = "linear";
+  linear.more_reals["llama.rope.scaling.factor"] = 4;
+  divided.vectors["rope_freqs.weight"] = std::vector<float>(4, 4.0f);
+  longrope.texts["llama.rope.scaling.type"] = "longrope";
+  longrope.more_integers["llama.rope.scaling.original_context_length"] = 100;
+  longrope.vectors["rope_factors_short.weight"] = std::vector<float>(4, 1.0f);
+  longrope.vectors["rope_factors_long.weight"] = std::vector<float>(4, 4.0f);
+  yarn.texts["llama.rope.scaling.type"] = "yarn";
+  yarn.more_reals = {{"llama.rope.scaling.factor", 4.0f}, {"llama.rope.scaling.yarn_ext_factor", 0.0f}};
+  const std::vector<float> stretched = logits(linear);
+  EXPECT_NE(stretched, plain);
+  EXPECT_EQ(stretched, logits(divided));
+  EXPECT_EQ(stretched, logits(longrope)) << "a context of 400 is beyond the trained one";
+  EXPECT_EQ(plain, logits(longrope, 100)) << "a context of 100 is not";
+  EXPECT_EQ(stretched, logits(yarn));
+  yarn.more_reals["llama.rope.scaling.yarn_ext_factor"] = 1;
+  EXPECT_NE(stretched, logits(yarn));
+}
+
+TEST(Session, RefusesRotaryDivisorsThatAreNone) {
+  SmallModel model;
+  model.vectors["rope_freqs.weight"] = {1, 0, 1, 1};
+  expect_error(ErrorKind::kFile, "rope_freqs.weight", [&] { load(model); });
+}
+
 using Row = std::vector<double>;
 
 // The model's equations over a whole text, in plain loops.

@@ -117,8 +117,29 @@ TEST(Graph, RefusesUnknownArchitecturesAndFeatures) {
   expect_error(ErrorKind::kUnsupported, "architecture mamba is not supported; supported: gemma3, llama",
                [&] { graph_of(other); });
   SmallModel scaled;
-  scaled.texts["llama.rope.scaling.type"] = "yarn";
-  expect_error(ErrorKind::kUnsupported, "yarn", [&] { graph_of(scaled); });
+  scaled.texts["llama.rope.scaling.type"] = "su";
+  expect_error(ErrorKind::kUnsupported, "su, is not supported", [&] { graph_of(scaled); });
+}
+
+TEST(Graph, ReadsRotaryScalings) {
+  SmallModel model;
+  model.texts["llama.rope.scaling.type"] = "yarn";
+  model.more_reals = {{"llama.rope.scaling.factor", 4.0f}, {"llama.rope.scaling.yarn_beta_fast", 16.0f}};
+  model.more_integers = {{"llama.rope.scaling.original_context_length", 100}};
+  const RopeOptions yarn = graph_of(model).rotaries[0].options;
+  EXPECT_EQ(yarn.scaling, RopeScaling::kYarn);
+  EXPECT_EQ(yarn.factor, 4);
+  EXPECT_EQ(yarn.beta_fast, 16);
+  EXPECT_EQ(yarn.original, 100);
+  EXPECT_NEAR(yarn.magnitude, 1 + 0.1 * std::log(4.0), 1e-12);
+  model.more_reals["llama.rope.scaling.factor"] = 0.5f;
+  expect_error(ErrorKind::kFile, "factor", [&] { graph_of(model); });
+}
+
+TEST(Graph, RefusesRotaryDivisorsOfAnotherLength) {
+  SmallModel model;
+  model.vectors["rope_freqs.weight"] = {1, 1, 1};
+  expect_error(ErrorKind::kFile, "rope_freqs.weight", [&] { graph_of(model); });
 }
 
 }  // namespace

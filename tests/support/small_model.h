@@ -18,6 +18,9 @@ struct SmallModel {
   std::map<std::string, float> reals;
   std::map<std::string, std::vector<int64_t>> shapes;  // of tensors, replaced; empty: left out
   std::map<std::string, std::string> texts;            // more keys
+  std::map<std::string, float> more_reals;
+  std::map<std::string, int64_t> more_integers;
+  std::map<std::string, std::vector<float>> vectors;  // more tensors
   std::string extra_tensor;
   float weight_scale = 0.3f;
 
@@ -46,6 +49,8 @@ struct SmallModel {
     real("rope.freq_base", 10000);
     if (architecture == "gemma3") integer("attention.sliding_window", window);
     for (const auto& [key, value] : texts) w.text(key, value);
+    for (const auto& [key, value] : more_reals) w.f32(key, value);
+    for (const auto& [key, value] : more_integers) w.u32(key, static_cast<uint32_t>(value));
     write_small_bpe(w);
 
     std::mt19937 random(42);
@@ -75,6 +80,7 @@ struct SmallModel {
       for (const char* name : {"post_attention_norm", "post_ffw_norm"}) tensor(block + name + ".weight", {width}, 1);
     }
     if (!extra_tensor.empty()) tensor(extra_tensor, {width});
+    for (const auto& [name, values] : vectors) w.tensor(name, {static_cast<int64_t>(values.size())}, values);
     return w.bytes();
   }
 

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "attend/exact/rope_options.h"
 #include "attend/lm/gguf.h"
 
 namespace attend {
@@ -26,13 +27,10 @@ struct VectorRef {
   int64_t n;
 };
 
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864): pair i of a head turns by position * base^(-2i / dims).
-enum class RotaryLayout { kPairs, kHalves };  // (x[2i], x[2i+1]), or (x[i], x[i + dims/2])
-
+// Rotary position embedding (attend/exact/rope.h).
 struct Rotary {
-  RotaryLayout layout;
-  int64_t dims;  // rotated elements of a head, its first ones
-  double base;
+  RopeOptions options;                      // dims is set
+  std::string short_factors, long_factors;  // tensors of divisors, one a pair; empty: none
 };
 
 struct AttentionLayer {

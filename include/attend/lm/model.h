@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "attend/exact/rope.h"
 #include "attend/lm/graph.h"
 #include "attend/lm/tokenizer.h"
 #include "attend/simd/product.h"
@@ -11,8 +12,6 @@
 #include "attend/tensor/context.h"
 
 namespace attend {
-
-class RotaryAngles;
 
 class LanguageModel {
  public:
@@ -33,7 +32,8 @@ class LanguageModel {
 
   const PackedWeight& matrix(int index) const { return matrices_[static_cast<size_t>(index)]; }
   const float* vector(int index) const { return vectors_[static_cast<size_t>(index)].as<float>(); }
-  const RotaryAngles& rotary(int index) const;
+  // Rotary angles for texts of at most `context` tokens.
+  const RopeAngles& rotary(int index, int64_t context) const;
 
  private:
   LanguageModel();
@@ -42,7 +42,7 @@ class LanguageModel {
   ComputeMode compute_ = ComputeMode::kDefault;
   std::vector<PackedWeight> matrices_;
   std::vector<Buffer> vectors_;
-  std::vector<RotaryAngles> rotaries_;
+  std::vector<RopeAngles> short_rotaries_, long_rotaries_;  // up to and beyond the trained context
   std::unique_ptr<Tokenizer> tokenizer_;
 };
 
