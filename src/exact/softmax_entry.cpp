@@ -21,6 +21,7 @@ constexpr Paper kPapers[] = {
     {"Fast Transformer Decoding: One Write-Head is All You Need", "1911.02150", "191"},
     {"Lean Attention: Hardware-Aware Scalable Attention Mechanism for the Decode-Phase of Transformers", "2405.10480",
      "052"},
+    {"Self-attention Does Not Need O(n^2) Memory", "2112.05682", "197"},
     {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
     {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
@@ -78,7 +79,10 @@ constexpr Entry kSoftmax = {
                .patterns = kPatterns,
                .same_bits = SameBits::kAny,
                .gradients = kGradients},
-    .notes = "115: the mask; keys keep the positions of the text.",
+    .notes =
+        "115: the mask; keys keep the positions of the text. 197: chunks are 512 keys (256 backward) instead of "
+        "sqrt(n), so "
+        "memory does not grow with n. 274: tiles of the forward pass fold once every 512 positions.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<Softmax>(softmax_options(spec));
     },

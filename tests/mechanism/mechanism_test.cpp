@@ -62,6 +62,7 @@ int shown(const std::filesystem::path& root, const std::string& page) {
 TEST(Documents, ShowCodeThatIsTested) {
   const std::filesystem::path root = std::filesystem::path(ATTEND_TEST_DATA).parent_path().parent_path();
   EXPECT_GE(shown(root, "docs/adding-a-mechanism.md"), 4);
+  EXPECT_GE(shown(root, "docs/hooks.md"), 1);
   EXPECT_GE(shown(root, "README.md"), 1);
 }
 

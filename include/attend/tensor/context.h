@@ -23,6 +23,7 @@ class Scratch {
  public:
   // At least `bytes` bytes, 64-byte aligned, uninitialised; valid until the next call. Throws Error(kMemory).
   std::byte* reserve(int64_t bytes);
+  int64_t bytes() const { return buffer_.bytes(); }
 
  private:
   Buffer buffer_;
