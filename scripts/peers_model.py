@@ -5,7 +5,8 @@ llama.cpp is built natively from the source that the package llama-cpp-python ho
 settings (with and without flash attention) and attend: nine rounds, three where a call takes over 20 s. A ratio is
 attend's figure over that of llama.cpp's best setting in the same round; it holds if its lower quartile does.
 
-Writes docs/performance.md (the part between its markers) and keeps every measurement in build/peers/measured.json.
+Writes docs/performance.md (the part between its markers) and keeps every measurement in build/peers/measured.json. A run
+over some models or kinds keeps the other rows as they were; each row names the commit that it was measured at.
 """
 
 import argparse
@@ -178,16 +179,19 @@ def cpu_name():
     return platform.machine()
 
 
+def commit():
+    return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def report(results, threads):
     def span(q, digits):
         return f"{q[1]:.{digits}f} ({q[0]:.{digits}f}-{q[2]:.{digits}f})"
 
     isa = json.loads(subprocess.run([ATTEND, "isa", "--json"], capture_output=True, check=True).stdout)
     active = next((i["name"] for i in (isa if isinstance(isa, list) else isa.get("isas", [])) if i.get("active")), "?")
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     lines = [BEGIN, "## Models, beside llama.cpp", "",
              f"`make peers-model`, on {cpu_name()} ({os.cpu_count()} cores), {threads} threads, instruction set {active}, "
-             f"attend {commit.strip()}, llama.cpp as packaged in {SDIST}. Tokens/s, median (quartiles) of alternated "
+             f"llama.cpp as packaged in {SDIST}. Tokens/s, median (quartiles) of alternated "
              "calls; the ratio is attend over llama.cpp's best setting of that row, round by round. Memory is the peak "
              "resident size of the whole process, in MiB.", ""]
     for model in POINTS:
@@ -196,14 +200,14 @@ def report(results, threads):
             continue
         lines += [f"### {model}", "",
                   "| what | tokens | rounds | llama.cpp, flash attention | llama.cpp, without | attend | ratio | "
-                  "MiB, llama.cpp's best | MiB, attend |",
-                  "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+                  "MiB, llama.cpp's best | MiB, attend | commit |",
+                  "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
         for r in rows:
             digits = 0 if r["attend"]["tps"][1] >= 100 else 1
             lines.append(f"| {'prefill' if r['kind'] == 'prefill' else 'decode at depth'} | {r['actual'] if r['tokens'] else 0} "
                          f"| {r['rounds']} | {span(r['flash']['tps'], digits)} | {span(r['plain']['tps'], digits)} "
                          f"| {span(r['attend']['tps'], digits)} | {span(r['ratio'], 2)} "
-                         f"| {r[r['best']]['rss'] / 2**20:.0f} | {r['attend']['rss'] / 2**20:.0f} |")
+                         f"| {r[r['best']]['rss'] / 2**20:.0f} | {r['attend']['rss'] / 2**20:.0f} | {r['commit']} |")
         load = next((r for r in results if r["model"] == model and r["kind"] == "load"), None)
         if load:
             lines += ["", f"Loading and one token, seconds: llama.cpp {span(load['llama.cpp'], 2)}, "
@@ -217,32 +221,47 @@ def report(results, threads):
     page.write_text(text[:text.index(BEGIN)] + "\n".join(lines) + text[text.index(END) + len(END):])
 
 
+def key(row):
+    return row["model"], row["kind"], row.get("tokens", 0)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--most", type=int, default=1 << 20, help="longest prompt in tokens")
     parser.add_argument("--model", choices=list(POINTS), help="only this one")
+    parser.add_argument("--kind", choices=["load", "prefill", "decode"], help="only rows of this kind")
     args = parser.parse_args()
 
     bench = build_llama()
     kept = WORK / "measured.json"
     WORK.mkdir(parents=True, exist_ok=True)
-    results = []
+    earlier = json.loads(kept.read_text()) if kept.exists() else []
+    results = {key(r): r for r in earlier}
+
+    def keep(row):
+        results[key(row)] = row | {"commit": commit()}
+        kept.write_text(json.dumps(list(results.values()), indent=1))
+
     for model, kinds in POINTS.items():
         if args.model and model != args.model:
             continue
         subprocess.run([ATTEND, "pull", model], check=True, stdout=subprocess.DEVNULL)
-        results.append(load_times(model, bench, args.threads, args.rounds))
+        if args.kind in (None, "load"):
+            keep(load_times(model, bench, args.threads, args.rounds))
         for kind, sizes in kinds.items():
             for tokens in sizes:
-                if tokens > args.most:
+                if tokens > args.most or args.kind not in (None, kind):
                     continue
-                results.append(Point(model, kind, tokens, args.threads, bench).measure(args.rounds))
-                r = results[-1]
+                r = Point(model, kind, tokens, args.threads, bench).measure(args.rounds)
+                keep(r)
                 say(f"peers: {model} {kind} {tokens}: llama.cpp {r[r['best']]['tps'][1]:.1f} ({r['best']}), "
                     f"attend {r['attend']['tps'][1]:.1f} tokens/s, ratio {r['ratio'][1]:.2f}")
-                kept.write_text(json.dumps(results, indent=1))
+    order = {(model, kind, tokens): i for i, (model, kind, tokens) in enumerate(
+        (model, kind, tokens) for model, kinds in POINTS.items()
+        for kind, sizes in [("load", [0]), *kinds.items()] for tokens in sizes)}
+    results = sorted((r for k, r in results.items() if k in order), key=lambda r: order[key(r)])
     report(results, args.threads)
 
 
