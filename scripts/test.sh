@@ -27,7 +27,7 @@ count() {
   failed=$((failed + bad))
 }
 
-ctest --test-dir build/release --output-on-failure --no-tests=error 2>&1 | tee build/ctest.log
+ctest --test-dir build/release -j 2 --output-on-failure --no-tests=error 2>&1 | tee build/ctest.log
 count build/ctest.log
 
 scripts/fuzz.sh "$FUZZ_SECONDS" 2>&1 | tee build/fuzzers.log
