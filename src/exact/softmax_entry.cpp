@@ -4,6 +4,7 @@
 #include "attend/reference/softmax.h"
 #include "exact/entries.h"
 #include "exact/problem.h"
+#include "exact/score_entries.h"
 
 namespace attend {
 namespace {
@@ -112,6 +113,7 @@ void register_exact(Registry& registry) {
   register_rope(registry);
   register_t5_bias(registry);
   register_urpe(registry);
+  register_scores(registry);
 }
 
 }  // namespace attend

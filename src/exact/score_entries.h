@@ -1,0 +1,93 @@
+#pragma once
+// The entries of mechanisms that change scores, normalisers or heads, and what these entries share.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "attend/exact/attention_operator.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+
+// All of them; register_exact() calls it.
+void register_scores(Registry& registry);
+
+
+namespace exact {
+
+// An operator from a function of the arguments that softmax attention has, and of all ports.
+template <class F>
+class FunctionOperator final : public AttentionOperator {
+ public:
+  FunctionOperator(std::string_view op, std::span<const Port> in, std::span<const Port> out, F f)
+      : AttentionOperator(op, in, out), f_(std::move(f)) {}
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
+    f_(qkv, in, out, context);
+  }
+
+ private:
+  F f_;
+};
+
+template <class F>
+std::unique_ptr<Component> function_operator(std::string_view op, std::span<const Port> in, std::span<const Port> out,
+                                             F f) {
+  return std::make_unique<FunctionOperator<F>>(op, in, out, std::move(f));
+}
+
+// Terms that a sum over keys rounds: those of a split, and the folds.
+inline double sum_error(int64_t keys) {
+  return bound::gamma(std::min<int64_t>(keys, 512) + 6 * (keys / 512 + 1));
+}
+
+// Norms as softmax_norms() gives them, of other arrays.
+inline bound::SoftmaxNorms norms_of(const Spec& spec, const View& q, const View& k, const View& v) {
+  return softmax_norms(spec, {{"q", q}, {"k", k}, {"v", v}});
+}
+inline double largest(const View& v) {
+  double most = 0;
+  for (int64_t i = 0; i < v.count(); ++i)
+    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) most = std::max(most, x);
+  return most;
+}
+
+// What one row has to do with, in double: for bounds that depend on more than norms.
+struct BoundRow {
+  int64_t b, h, i;
+  std::vector<double> q;
+  std::vector<const double*> keys;  // visible
+  std::vector<double> dots;         // q . key
+};
+
+// f(row, D) for every row that sees a key, from ports q, k, kv_lens and q_positions.
+template <class F>
+void each_bound_row(const Tensors& in, bool causal, const F& f) {
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), lengths = array(in, "kv_lens", "bound"),
+             positions = array(in, "q_positions", "bound");
+  const int64_t d = q.shape[3], tq = q.shape[2], tk = k.shape[2], heads = q.shape[1], kv = k.shape[1];
+  std::vector<double> all(static_cast<size_t>(k.count()));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = value_at(k, static_cast<int64_t>(i));
+  for (int64_t b = 0; b < q.shape[0]; ++b) {
+    const int64_t length = lengths.data ? static_cast<int64_t>(value_at(lengths, b)) : tk;
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = 0; i < tq; ++i) {
+        const int64_t position =
+            positions.data ? static_cast<int64_t>(value_at(positions, b * tq + i)) : i + length - tq;
+        BoundRow row{b, h, i, {}, {}, {}};
+        for (int64_t c = 0; c < d; ++c) row.q.push_back(value_at(q, ((b * heads + h) * tq + i) * d + c));
+        for (int64_t j = 0; j < length && (!causal || j <= position); ++j) {
+          const double* key = all.data() + ((b * kv + h / (heads / kv)) * tk + j) * d;
+          double dot = 0;
+          for (int64_t c = 0; c < d; ++c) dot += row.q[static_cast<size_t>(c)] * key[c];
+          row.keys.push_back(key);
+          row.dots.push_back(dot);
+        }
+        if (!row.keys.empty()) f(row, d);
+      }
+  }
+}
+
+}  // namespace exact
+}  // namespace attend

@@ -1,0 +1,34 @@
+#pragma once
+// For definitions that say how the scores of a row become weights: scores of visible keys, then the weighted sum.
+#include <vector>
+
+#include "reference/inputs.h"
+
+namespace attend::reference {
+
+struct Row {
+  int64_t b, h, i, position;
+  std::vector<int64_t> seen;   // visible keys, ascending
+  std::vector<double> weight;  // their scores, and then their weights
+};
+
+class RowReference : public Operator {
+ public:
+  RowReference(bool causal, double scale) : causal_(causal), scale_(scale) {}  // scale 0: 1/sqrt(D)
+
+  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override;
+  void forward(const Tensors& in, const Tensors& out, Form, Context&) const override;
+
+ protected:
+  // Turns scores into weights. Rows that see no key are not asked for: their output is 0.
+  virtual void weigh(const Tensors& in, Row& row) const = 0;
+  // The score of a pair; the scaled dot product unless overridden.
+  virtual double score(const Tensors& in, const Row& row, const Keys& keys, int64_t j) const;
+  double scale(const Tensors& in) const;
+
+ private:
+  bool causal_;
+  double scale_;
+};
+
+}  // namespace attend::reference

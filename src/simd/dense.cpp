@@ -1,0 +1,183 @@
+#include "attend/simd/dense.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "attend/simd/hook.h"
+#include "attend/simd/hook_math.h"
+#include "attend/tensor/error.h"
+
+#define ATTEND_INLINE [[gnu::always_inline]] inline
+
+namespace attend {
+namespace {
+
+constexpr int kLanes = 16;  // of every reduction, whatever the width of a vector
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+ATTEND_INLINE float value_of(float x) {
+  return x;
+}
+template <class T>
+ATTEND_INLINE float value_of(T x) {
+  return to_f32(x);
+}
+
+template <class T>
+ATTEND_INLINE void pack_typed(const T* x, int64_t stride, int64_t keys, int64_t d, float* panel) {
+  // Blocks of 8 x 8: reads and writes stay in cache lines that are already there.
+  for (int64_t j0 = 0; j0 < keys; j0 += 8)
+    for (int64_t c0 = 0; c0 < d; c0 += 8)
+      for (int64_t j = j0; j < std::min(keys, j0 + 8); ++j)
+        for (int64_t c = c0; c < std::min(d, c0 + 8); ++c) panel[c * kPanelKeys + j] = value_of(x[j * stride + c]);
+  if (keys == kPanelKeys) return;
+  for (int64_t c = 0; c < d; ++c) std::fill(panel + c * kPanelKeys + keys, panel + (c + 1) * kPanelKeys, 0.0f);
+}
+
+template <class T>
+ATTEND_INLINE void widen_typed(const T* x, int64_t stride, int64_t rows, int64_t width, float* out, int64_t to) {
+  for (int64_t j = 0; j < rows; ++j) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) out[j * to + c] = value_of(x[j * stride + c]);
+  }
+}
+
+ATTEND_INLINE void pack(DType type, const void* x, int64_t stride, int64_t keys, int64_t d, float* panel) {
+  if (type == DType::kF16) {
+    pack_typed(static_cast<const F16*>(x), stride, keys, d, panel);
+  } else if (type == DType::kBF16) {
+    pack_typed(static_cast<const BF16*>(x), stride, keys, d, panel);
+  } else {
+    pack_typed(static_cast<const float*>(x), stride, keys, d, panel);
+  }
+}
+
+ATTEND_INLINE void widen(DType type, const void* x, int64_t stride, int64_t rows, int64_t width, float* out,
+                         int64_t to) {
+  if (type == DType::kF16) {
+    widen_typed(static_cast<const F16*>(x), stride, rows, width, out, to);
+  } else if (type == DType::kBF16) {
+    widen_typed(static_cast<const BF16*>(x), stride, rows, width, out, to);
+  } else {
+    widen_typed(static_cast<const float*>(x), stride, rows, width, out, to);
+  }
+}
+
+// R rows against 32 columns: the sums stay in registers.
+template <int R>
+ATTEND_INLINE void dots_block(const float* x, int64_t x_stride, int64_t d, const float* panel, float* s,
+                              int64_t stride) {
+  constexpr int kColumns = 32;
+  for (int half = 0; half < kPanelKeys; half += kColumns) {
+    float sum[R][kColumns] = {};
+    for (int64_t c = 0; c < d; ++c) {
+      const float* row = panel + c * kPanelKeys + half;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const float factor = x[r * x_stride + c];
+#pragma omp simd
+        for (int j = 0; j < kColumns; ++j) sum[r][j] = __builtin_fmaf(factor, row[j], sum[r][j]);
+      }
+    }
+    for (int r = 0; r < R; ++r) std::copy_n(sum[r], kColumns, s + r * stride + half);
+  }
+}
+
+ATTEND_INLINE void dots(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s,
+                        int64_t s_stride) {
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2) dots_block<2>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
+  for (; r < rows; ++r) dots_block<1>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
+}
+
+// One row against W columns of the values.
+template <int W>
+ATTEND_INLINE void add_columns(const float* w, int64_t keys, const float* v, int64_t v_stride, float* out) {
+  float sum[W];
+  std::copy_n(out, W, sum);
+  for (int64_t j = 0; j < keys; ++j) {
+    const float weight = w[j];
+    if (weight == 0) continue;
+    const float* row = v + j * v_stride;
+#pragma omp simd
+    for (int c = 0; c < W; ++c) sum[c] = __builtin_fmaf(weight, row[c], sum[c]);
+  }
+  std::copy_n(sum, W, out);
+}
+
+ATTEND_INLINE void add_rows(const float* w, int64_t w_stride, int64_t rows, int64_t keys, const float* v,
+                            int64_t v_stride, int64_t width, float* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* weights = w + r * w_stride;
+    float* to = out + r * out_stride;
+    int64_t c = 0;
+    for (; c + 64 <= width; c += 64) add_columns<64>(weights, keys, v + c, v_stride, to + c);
+    for (; c + 16 <= width; c += 16) add_columns<16>(weights, keys, v + c, v_stride, to + c);
+    for (; c < width; ++c) add_columns<1>(weights, keys, v + c, v_stride, to + c);
+  }
+}
+
+ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
+  float top[kLanes], sum[kLanes] = {};
+  std::fill_n(top, kLanes, kHidden);
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t j = 0; j < whole; j += kLanes) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) top[l] = s[j + l] > top[l] ? s[j + l] : top[l];
+  }
+  for (int64_t j = whole; j < n; ++j) top[j - whole] = std::max(top[j - whole], s[j]);
+  const float most = *std::max_element(top, top + kLanes);
+  *largest = most;
+  const float offset = most == kHidden ? 0.0f : most;
+  for (int64_t j = 0; j < whole; j += kLanes) {
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) {
+      s[j + l] = hook_exp(s[j + l] - offset);
+      sum[l] += s[j + l];
+    }
+  }
+  for (int64_t j = whole; j < n; ++j) {
+    s[j] = hook_exp(s[j] - offset);
+    sum[j - whole] += s[j];
+  }
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+  return sum[0];
+}
+
+// The same code under each instruction set's flags.
+#define ATTEND_DENSE(SET, TARGET)                                                                                 \
+  TARGET void pack_##SET(DType type, const void* x, int64_t stride, int64_t keys, int64_t d, float* panel) {      \
+    pack(type, x, stride, keys, d, panel);                                                                        \
+  }                                                                                                               \
+  TARGET void widen_##SET(DType type, const void* x, int64_t stride, int64_t rows, int64_t width, float* out,     \
+                          int64_t to) {                                                                           \
+    widen(type, x, stride, rows, width, out, to);                                                                 \
+  }                                                                                                               \
+  TARGET void dots_##SET(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s, \
+                         int64_t s_stride) {                                                                      \
+    dots(x, x_stride, rows, d, panel, s, s_stride);                                                               \
+  }                                                                                                               \
+  TARGET void add_rows_##SET(const float* w, int64_t w_stride, int64_t rows, int64_t keys, const float* v,        \
+                             int64_t v_stride, int64_t width, float* out, int64_t out_stride) {                   \
+    add_rows(w, w_stride, rows, keys, v, v_stride, width, out, out_stride);                                       \
+  }                                                                                                               \
+  TARGET float exponentials_##SET(float* s, int64_t n, float* largest) {                                          \
+    return exponentials(s, n, largest);                                                                           \
+  }                                                                                                               \
+  constexpr DenseKernels kDense_##SET = {pack_##SET, widen_##SET, dots_##SET, add_rows_##SET, exponentials_##SET};
+
+ATTEND_DENSE(avx2, ATTEND_TARGET_AVX2)
+ATTEND_DENSE(avx512, ATTEND_TARGET_AVX512)
+
+}  // namespace
+
+const DenseKernels& dense_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2) return kDense_avx2;
+  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kDense_avx512;
+#endif
+  throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no dense kernels yet");
+}
+
+}  // namespace attend
