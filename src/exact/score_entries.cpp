@@ -2,6 +2,12 @@
 
 namespace attend {
 
-void register_scores(Registry&) {}
+void register_scores(Registry& registry) {
+  register_dcmha(registry);
+  register_gaam(registry);
+  register_hsa(registry);
+  register_lla(registry);
+  register_tensor(registry);
+}
 
 }  // namespace attend

@@ -12,6 +12,11 @@ namespace attend {
 // All of them; register_exact() calls it.
 void register_scores(Registry& registry);
 
+void register_dcmha(Registry& registry);
+void register_gaam(Registry& registry);
+void register_hsa(Registry& registry);
+void register_lla(Registry& registry);
+void register_tensor(Registry& registry);
 
 namespace exact {
 

@@ -1,0 +1,95 @@
+// The registry's entry for tensor.
+#include "attend/exact/tensor.h"
+#include "attend/reference/tensor.h"
+#include "exact/score_entries.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {
+    option::kCausal,
+    option::kScale,
+    {"order", "", "0: exact; else exp is its Taylor polynomial of degree 2 order", "0", OptionType::kInteger, 0, 8}};
+constexpr Port kIn[] = {port::kQ,
+                        port::kK,
+                        {"k2", "B Hkv Tk D", "f32 f16 bf16", true, "second keys"},
+                        {"v", "B Hkv Tk Dv", "f32 f16 bf16", true, "values"},
+                        {"v2", "B Hkv Tk Dv", "f32 f16 bf16", true, "second values"}};
+constexpr Port kOut[] = {port::kOut};
+constexpr Paper kPapers[] = {
+    {"How to Capture Higher-order Correlations? Generalizing Matrix Softmax Attention to Kronecker Computation",
+     "2310.04064", "034"}};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+
+TensorOptions options_from(const Spec& spec) {
+  return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .order = spec.integer("order")};
+}
+
+double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
+  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
+  const View k2 = array(in, "k2", "tensor"), v2 = array(in, "v2", "tensor");
+  bound::SoftmaxNorms n = softmax_norms(spec, in);
+  const double first = n.value, keys = exact::largest(array(in, "k", "tensor"));
+  const bound::SoftmaxNorms second = exact::norms_of(spec, array(in, "q", "tensor"), k2, v2);
+  n.query = second.query * keys * (1 + bound::kEpsilon);
+  n.key = second.key;
+  n.value = second.value;
+  n.d += 1;  // the product q * k[j] rounds once
+  if (spec.integer("order") > 0) {
+    // In double: the sums of monomials lose at most the ratio of P(|s|) to the least P, which is above 1/4.
+    double term = 1, most = 1;
+    for (int64_t m = 1; m <= 2 * spec.integer("order"); ++m) {
+      term *= n.scale * std::sqrt(static_cast<double>(n.d)) * n.query * n.key / static_cast<double>(m);
+      most += term;
+    }
+    const double steps = 2 * static_cast<double>(n.keys) + 1e4;
+    return first * n.value * (2 * bound::kEpsilon + 8 * steps * 0x1p-53 * most * most) + 1e-37;
+  }
+  const double weight = 2 * bound::softmax_lse(n) + 8 * bound::kEpsilon + bound::gamma(n.keys + 8);
+  return first * bound::softmax(n) + first * n.value * (weight + 2 * bound::kEpsilon) + 1e-37;
+}
+
+constexpr Entry kTensor = {
+    .kind = Kind::kMechanism,
+    .name = "tensor",
+    .room = "exact",
+    .equation =
+        "o[i] = sum_{j,l} w[i,j,l] (v[j] * v2[l]),  w[i,.,.] = softmax over visible j, l of scale * sum_c q[i,c] "
+        "k[j,c] k2[l,c]\n"
+        "order > 0: exp becomes its Taylor polynomial of degree 2 order, and the cost linear in Tk",
+    .summary = "attention to pairs of tokens, exact or by a polynomial",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "every input with order = 0; bounded entries otherwise",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny},
+    .notes =
+        "Cubic with order = 0. The polynomial form takes C(D + 2 order, 2 order) * Dv sums: for narrow heads. Forward "
+        "only.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "tensor", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            tensor_attention(
+                {.q = qkv.q, .k = qkv.k, .k2 = array(in, "k2", "tensor"), .v = qkv.v, .v2 = array(in, "v2", "tensor")},
+                o, out.out, context);
+          });
+    },
+    .reference = [](const Spec& spec) { return make_tensor_reference(options_from(spec)); },
+    .bound = error_bound,
+    .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
+      const int64_t features = tensor_features(sizes.d, spec.integer("order"));
+      return features >= 0 && features * sizes.dv <= (int64_t{1} << 20) ? "" : "has too many monomials";
+    },
+};
+
+}  // namespace
+
+void register_tensor(Registry& registry) {
+  registry.add(kTensor);
+}
+
+}  // namespace attend
