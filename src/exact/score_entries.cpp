@@ -4,9 +4,11 @@ namespace attend {
 
 void register_scores(Registry& registry) {
   register_dcmha(registry);
+  register_differential(registry);
   register_gaam(registry);
   register_hsa(registry);
   register_lla(registry);
+  register_mla(registry);
   register_tensor(registry);
 }
 

@@ -13,9 +13,11 @@ namespace attend {
 void register_scores(Registry& registry);
 
 void register_dcmha(Registry& registry);
+void register_differential(Registry& registry);
 void register_gaam(Registry& registry);
 void register_hsa(Registry& registry);
 void register_lla(Registry& registry);
+void register_mla(Registry& registry);
 void register_tensor(Registry& registry);
 
 namespace exact {
