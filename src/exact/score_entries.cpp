@@ -9,6 +9,8 @@ void register_scores(Registry& registry) {
   register_hsa(registry);
   register_lla(registry);
   register_mla(registry);
+  register_reversed(registry);
+  register_sinkhorn(registry);
   register_tensor(registry);
 }
 

@@ -18,6 +18,8 @@ void register_gaam(Registry& registry);
 void register_hsa(Registry& registry);
 void register_lla(Registry& registry);
 void register_mla(Registry& registry);
+void register_reversed(Registry& registry);
+void register_sinkhorn(Registry& registry);
 void register_tensor(Registry& registry);
 
 namespace exact {
