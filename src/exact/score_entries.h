@@ -12,14 +12,21 @@ namespace attend {
 // All of them; register_exact() calls it.
 void register_scores(Registry& registry);
 
+void register_affine(Registry& registry);
+void register_cog(Registry& registry);
 void register_dcmha(Registry& registry);
 void register_differential(Registry& registry);
+void register_entmax(Registry& registry);
 void register_gaam(Registry& registry);
 void register_hsa(Registry& registry);
 void register_lla(Registry& registry);
+void register_lssar(Registry& registry);
 void register_mla(Registry& registry);
+void register_relu(Registry& registry);
 void register_reversed(Registry& registry);
+void register_sigmoid(Registry& registry);
 void register_sinkhorn(Registry& registry);
+void register_softmax1(Registry& registry);
 void register_tensor(Registry& registry);
 
 namespace exact {

@@ -1,0 +1,47 @@
+#include "attend/reference/entmax.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "reference/row_reference.h"
+
+namespace attend {
+namespace {
+
+using reference::element;
+using reference::Row;
+
+class EntmaxReference : public reference::RowReference {
+ public:
+  explicit EntmaxReference(const EntmaxOptions& options) : RowReference(options.causal, options.scale), o_(options) {}
+
+ protected:
+  void weigh(const Tensors&, Row& row) const override {
+    // weight(t) = max(0, (alpha - 1) s - t)^(1 / (alpha - 1)) sums to 1 for one t, between top - 1 and top.
+    double top = -std::numeric_limits<double>::infinity();
+    for (double& s : row.weight) top = std::max(top, s *= o_.alpha - 1);
+    auto weight = [&](double s, double t) { return s > t ? std::pow(s - t, 1 / (o_.alpha - 1)) : s == s ? 0 : s; };
+    double low = top - 1, high = top;
+    for (int step = 0; step < 200; ++step) {
+      const double middle = low + (high - low) / 2;
+      double sum = 0;
+      for (double s : row.weight) sum += weight(s, middle);
+      (sum >= 1 ? low : high) = middle;
+    }
+    double sum = 0;
+    for (double& w : row.weight) sum += w = weight(w, low);
+    for (double& w : row.weight) w /= sum;
+  }
+
+ private:
+  EntmaxOptions o_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operator> make_entmax_reference(const EntmaxOptions& options) {
+  return std::make_unique<EntmaxReference>(options);
+}
+
+}  // namespace attend

@@ -1,0 +1,35 @@
+#include "attend/reference/relu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "reference/row_reference.h"
+
+namespace attend {
+namespace {
+
+using reference::element;
+using reference::Row;
+
+class ReluReference : public reference::RowReference {
+ public:
+  explicit ReluReference(const ReluOptions& options) : RowReference(options.causal, options.scale), o_(options) {}
+
+ protected:
+  void weigh(const Tensors&, Row& row) const override {
+    const double n = static_cast<double>(row.seen.size());
+    for (double& w : row.weight) w = w < 0 ? 0 : w / n;
+  }
+
+ private:
+  ReluOptions o_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operator> make_relu_reference(const ReluOptions& options) {
+  return std::make_unique<ReluReference>(options);
+}
+
+}  // namespace attend
