@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
+#include <optional>
 
 #include "attend/tensor/error.h"
 #include "exact/parameter.h"
@@ -22,23 +22,26 @@ struct Group {
 
 class Dca {
  public:
-  Dca(const Qkv& in, const DcaOptions& options, const AttnOut& out, const exact::Problem& problem, Context& context)
+  Dca(const Qkv& in, const DcaOptions& options, const AttnOut& out, const exact::Problem& problem,
+      const RopeAngles& angles, Context& context)
       : in_(in),
         o_(options),
         out_(out),
         p_(problem),
         context_(context),
         chunk_(options.chunk_tokens()),
-        angles_(rope_table(options.rope, problem.d, in.k.shape[2])) {}
+        angles_(angles) {}
 
   void run() {
-    const int64_t keys = in_.k.shape[2];
-    keys_ = dense_view(exact::kept_floats(context_, 0, p_.batch * p_.kv_heads * keys * p_.d), DType::kF32,
-                       {p_.batch, p_.kv_heads, keys, p_.d});
-    std::vector<int32_t> at(static_cast<size_t>(p_.batch * keys));
-    for (size_t t = 0; t < at.size(); ++t) at[t] = static_cast<int32_t>(static_cast<int64_t>(t) % keys % chunk_);
-    rope_rotate(in_.k, dense_view(at.data(), DType::kI32, {p_.batch, keys}), angles_, o_.rope.interleaved, keys_,
-                context_);
+    if (in_.keys.empty()) {
+      const int64_t keys = in_.k.shape[2];
+      keys_ = dense_view(exact::kept_floats(context_, 0, p_.batch * p_.kv_heads * keys * p_.d), DType::kF32,
+                         {p_.batch, p_.kv_heads, keys, p_.d});
+      std::vector<int32_t> at(static_cast<size_t>(p_.batch * keys));
+      for (size_t t = 0; t < at.size(); ++t) at[t] = static_cast<int32_t>(static_cast<int64_t>(t) % keys % chunk_);
+      rope_rotate(in_.k, dense_view(at.data(), DType::kI32, {p_.batch, keys}), angles_, o_.rope.interleaved, keys_,
+                  context_);
+    }
     for (int64_t b = 0; b < p_.batch; ++b)
       for (int64_t first = 0; first < p_.queries;) {
         const int64_t chunk = chunk_of(b, first);
@@ -75,11 +78,15 @@ class Dca {
       rotary[static_cast<size_t>(r)] = static_cast<int32_t>(x(i));
     }
     std::vector<float> q(static_cast<size_t>(p_.heads * g.rows * p_.d));
-    const int64_t keys = in_.k.shape[2];
-    const Qkv part{.q = dense_view(q.data(), DType::kF32, {1, p_.heads, g.rows, p_.d}),
-                   .k = slice(keys_, g.batch, 0, keys),
-                   .v = slice(in_.v, g.batch, 0, keys),
-                   .q_positions = dense_view(position.data(), DType::kI32, {1, g.rows})};
+    Qkv part{.q = dense_view(q.data(), DType::kF32, {1, p_.heads, g.rows, p_.d}),
+             .q_positions = dense_view(position.data(), DType::kI32, {1, g.rows})};
+    if (in_.keys.empty()) {
+      part.k = slice(keys_, g.batch, 0, in_.k.shape[2]);
+      part.v = slice(in_.v, g.batch, 0, in_.k.shape[2]);
+    } else {
+      part.keys = in_.keys.subspan(static_cast<size_t>(g.batch * p_.kv_heads), static_cast<size_t>(p_.kv_heads));
+      part.dv = in_.dv;
+    }
     rope_rotate(slice(in_.q, g.batch, g.first, g.rows), dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_,
                 o_.rope.interleaved, part.q, context_);
     merge(sum, softmax_partial(part, {.causal = true, .scale = o_.scale}, range, context_), context_);
@@ -101,14 +108,14 @@ class Dca {
   const exact::Problem& p_;
   Context& context_;
   int64_t chunk_;
-  RopeAngles angles_;
+  const RopeAngles& angles_;
   View keys_;
 };
 
 }  // namespace
 
-void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context) {
-  exact::require_arrays(kOp, in);
+void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
+                   const RopeAngles* angles) {
   for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
                                    {"bias", &in.bias},
                                    {"sink_logits", &in.sink_logits},
@@ -124,7 +131,21 @@ void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out,
   if (options.rope.scaling == RopeScaling::kDynamicNtk || options.rope.scaling == RopeScaling::kLongRope)
     throw Error(ErrorKind::kArgument, kOp, "scaling", kRopeScalings[static_cast<int>(options.rope.scaling)],
                 "must not depend on the text's length");
-  Dca(in, options, out, problem, context).run();
+  if (angles && angles->table().dims > problem.d)
+    throw Error(ErrorKind::kArgument, kOp, "angles", fmt::format("{}", angles->table().dims),
+                fmt::format("must be at most the head's {} elements", problem.d));
+  std::optional<RopeAngles> own;
+  if (!angles) angles = &own.emplace(rope_table(options.rope, problem.d, 1));
+  Dca(in, options, out, problem, *angles, context).run();
+}
+
+void dca_turn_keys(const View& keys, std::span<const int32_t> positions, const DcaOptions& options,
+                   const RopeAngles& angles, Context& context) {
+  std::vector<int32_t> at;
+  for (int64_t b = 0; b < keys.shape[0]; ++b)
+    for (int32_t position : positions) at.push_back(static_cast<int32_t>(position % options.chunk_tokens()));
+  rope_rotate(keys, dense_view(at.data(), DType::kI32, {keys.shape[0], static_cast<int64_t>(positions.size())}), angles,
+              options.rope.interleaved, keys, context);
 }
 
 }  // namespace attend

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/dca.h"
 #include "attend/reference/dca.h"
@@ -20,7 +22,7 @@ constexpr Option kOptions[] = {
 };
 constexpr Port kIn[] = {
     port::kQ,
-    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, .."},
+    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, ..; or a store's key views"},
     port::kV,
     port::kQPositions,
 };
@@ -39,15 +41,26 @@ DcaOptions options_from(const Spec& spec) {
 
 class DualChunk : public AttentionOperator {
  public:
-  explicit DualChunk(const DcaOptions& options) : AttentionOperator("dca", kIn, kOut), options_(options) {}
+  explicit DualChunk(const DcaOptions& options) : AttentionOperator("dca", kIn, kOut), options_(options) {
+    // A model says how many elements turn; then the angles are made once.
+    if (options.rope.dims > 0 && exact::rope_refuses(options.rope, options.rope.dims).empty())
+      angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
+  }
+
+  bool turns() const override { return true; }
+  void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const override {
+    if (angles_) return dca_turn_keys(keys, positions, options_, *angles_, context);
+    dca_turn_keys(keys, positions, options_, RopeAngles(rope_table(options_.rope, keys.shape[3], 1)), context);
+  }
 
  protected:
   void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
-    dca_attention(qkv, options_, out, context);
+    dca_attention(qkv, options_, out, context, angles_ ? &*angles_ : nullptr);
   }
 
  private:
   DcaOptions options_;
+  std::optional<RopeAngles> angles_;
 };
 
 constexpr Entry kEntry = {
@@ -67,7 +80,7 @@ constexpr Entry kEntry = {
                .forms = kForms,
                .patterns = kPatterns,
                .same_bits = SameBits::kAny},
-    .notes = "Always causal.",
+    .notes = "Always causal. In a model the keys of the store are those of turn_keys().",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<DualChunk>(options_from(spec));
     },

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "attend/exact/rope.h"
 #include "attend/tensor/error.h"
@@ -24,8 +25,7 @@ View batch_of(const View& x, int64_t b) {
 }  // namespace
 
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
-                    const AttnOut& out, Context& context) {
-  exact::require_arrays(kOp, in);
+                    const AttnOut& out, Context& context, const RopeAngles* angles) {
   const SoftmaxOptions softmax{.causal = options.causal, .scale = options.scale};
   const exact::Problem p = exact::check(in, softmax, kOp);
   exact::check_outputs(p, in, out, kOp);
@@ -34,27 +34,37 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
                          out);
   exact::check_parameter(kOp, {"long_factors", factors.long_factors, {factors.long_factors.shape[0]}, "[dims / 2]"},
                          out);
-  const int64_t keys = in.k.shape[2];
+  const bool views = !in.keys.empty();
+  if (views && (bases.data || options.rope.scaling == RopeScaling::kDynamicNtk ||
+                options.rope.scaling == RopeScaling::kLongRope))
+    throw Error(ErrorKind::kArgument, kOp, "k", "key views", "were rotated before: no bases, no scaling by length");
+  if (angles && angles->table().dims > p.d)
+    throw Error(ErrorKind::kArgument, kOp, "angles", fmt::format("{}", angles->table().dims),
+                fmt::format("must be at most the head's {} elements", p.d));
+  const int64_t keys = views ? 0 : in.k.shape[2];
   std::vector<RopeTable> tables;
   for (int64_t b = 0; b < p.batch; ++b) {
     RopeOptions rope = options.rope;
     if (bases.data) rope.base = *bases.at<float>({b});
     tables.push_back(rope_table(rope, p.d, keys, factors));
   }
-  float* q = exact::kept_floats(context, 0, p.batch * p.heads * p.queries * p.d);
-  float* k = exact::kept_floats(context, 1, p.batch * p.kv_heads * keys * p.d);
   std::vector<int32_t> positions(static_cast<size_t>(p.batch * p.queries));
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t i = 0; i < p.queries; ++i)
       positions[static_cast<size_t>(b * p.queries + i)] = static_cast<int32_t>(p.position(b, i));
-  Qkv rotated = in;
-  rotated.q = dense_view(q, DType::kF32, {p.batch, p.heads, p.queries, p.d});
-  rotated.k = dense_view(k, DType::kF32, {p.batch, p.kv_heads, keys, p.d});
   const View at = dense_view(positions.data(), DType::kI32, {p.batch, p.queries});
+  Qkv rotated = in;
+  rotated.q = dense_view(exact::kept_floats(context, 0, p.batch * p.heads * p.queries * p.d), DType::kF32,
+                         {p.batch, p.heads, p.queries, p.d});
+  if (!views)
+    rotated.k = dense_view(exact::kept_floats(context, 1, p.batch * p.kv_heads * keys * p.d), DType::kF32,
+                           {p.batch, p.kv_heads, keys, p.d});
   for (int64_t b = 0; b < p.batch; ++b) {
-    const RopeAngles angles(tables[static_cast<size_t>(b)]);
-    rope_rotate(batch_of(in.q, b), batch_of(at, b), angles, options.rope.interleaved, batch_of(rotated.q, b), context);
-    rope_rotate(batch_of(in.k, b), {}, angles, options.rope.interleaved, batch_of(rotated.k, b), context);
+    std::optional<RopeAngles> own;
+    if (!angles) own.emplace(tables[static_cast<size_t>(b)]);
+    const RopeAngles& turn = angles ? *angles : *own;
+    rope_rotate(batch_of(in.q, b), batch_of(at, b), turn, options.rope.interleaved, batch_of(rotated.q, b), context);
+    if (!views) rope_rotate(batch_of(in.k, b), {}, turn, options.rope.interleaved, batch_of(rotated.k, b), context);
   }
   softmax_attention(rotated, softmax, out, context);
 }

@@ -1,6 +1,9 @@
+#include <optional>
+
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/rope.h"
 #include "attend/reference/rope.h"
+#include "attend/tensor/error.h"
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
@@ -15,7 +18,7 @@ constexpr Option kOptions[] = {
 };
 constexpr Port kIn[] = {
     port::kQ,
-    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, .."},
+    {"k", "B Hkv Tk D", "f32 f16 bf16", true, "keys, unrotated, at positions 0, 1, ..; or a store's key views"},
     port::kV,
     port::kKvLens,
     port::kQPositions,
@@ -43,16 +46,35 @@ RopeAttentionOptions options_from(const Spec& spec) {
 class RopeMechanism : public AttentionOperator {
  public:
   explicit RopeMechanism(const RopeAttentionOptions& options)
-      : AttentionOperator("rope", kIn, kOut), options_(options) {}
+      : AttentionOperator("rope", kIn, kOut), options_(options) {
+    // A model says how many elements turn; then the angles are made once, unless they change with the text.
+    const bool fixed =
+        options.rope.scaling != RopeScaling::kDynamicNtk && options.rope.scaling != RopeScaling::kLongRope;
+    if (fixed && options.rope.dims > 0 && exact::rope_refuses(options.rope, options.rope.dims).empty())
+      angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
+  }
+
+  bool turns() const override { return true; }
+  void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const override {
+    if (!angles_)
+      throw Error(ErrorKind::kUnsupported, "rope", "scaling", "", "must not depend on the text's length in a model");
+    std::vector<int32_t> at;
+    for (int64_t b = 0; b < keys.shape[0]; ++b) at.insert(at.end(), positions.begin(), positions.end());
+    rope_rotate(keys, dense_view(at.data(), DType::kI32, {keys.shape[0], static_cast<int64_t>(positions.size())}),
+                *angles_, options_.rope.interleaved, keys, context);
+  }
 
  protected:
   void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    rope_attention(qkv, array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")}, options_, out,
-                   context);
+    const View bases = array(in, "bases");
+    const RopeFactors factors{array(in, "short_factors"), array(in, "long_factors")};
+    const bool plain = angles_ && !bases.data && !factors.short_factors.data;
+    rope_attention(qkv, bases, factors, options_, out, context, plain ? &*angles_ : nullptr);
   }
 
  private:
   RopeAttentionOptions options_;
+  std::optional<RopeAngles> angles_;
 };
 
 // Scores grow by the square of the magnitude.

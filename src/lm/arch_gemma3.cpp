@@ -59,10 +59,10 @@ Graph make_gemma3(const Gguf& file) {
                                {matrix("attn_v", n.kv_heads * n.dv, n.width), v}}});
     run.push_back(head_norm("attn_q_norm", q, heads));
     run.push_back(head_norm("attn_k_norm", k, kv_heads));
-    run.push_back(op::Rotate{q, local, heads});
-    run.push_back(op::Rotate{k, local, kv_heads});
+    run.push_back(op::Rotate{q, heads, static_cast<int>(l)});
+    run.push_back(op::Rotate{k, kv_heads, static_cast<int>(l)});
     run.push_back(op::Attend{q, k, v, a, static_cast<int>(l)});
-    g.layers.push_back({heads, kv_heads, n.d, n.dv, scale, local ? window : 0});
+    g.layers.push_back({heads, kv_heads, n.d, n.dv, scale, local ? window : 0, local});
     if (l == n.layers - 1) run.push_back(op::SelectRows{{x, a}});
     run.push_back(op::Product{a, {{matrix("attn_output", n.width, n.heads * n.dv), h}}});
     run.push_back(norm("post_attention_norm", h, h));

@@ -42,10 +42,10 @@ Graph make_llama(const Gguf& file) {
                               {{matrix("attn_q", n.heads * n.d, n.width), q},
                                {matrix("attn_k", n.kv_heads * n.d, n.width), k},
                                {matrix("attn_v", n.kv_heads * n.dv, n.width), v}}});
-    run.push_back(op::Rotate{q, 0, heads});
-    run.push_back(op::Rotate{k, 0, kv_heads});
+    run.push_back(op::Rotate{q, heads, static_cast<int>(l)});
+    run.push_back(op::Rotate{k, kv_heads, static_cast<int>(l)});
     run.push_back(op::Attend{q, k, v, a, static_cast<int>(l)});
-    g.layers.push_back({heads, kv_heads, n.d, n.dv, 1 / std::sqrt(static_cast<double>(n.d)), 0});
+    g.layers.push_back({heads, kv_heads, n.d, n.dv, 1 / std::sqrt(static_cast<double>(n.d)), 0, 0});
     if (l == n.layers - 1) run.push_back(op::SelectRows{{x, a}});
     run.push_back(op::Product{a, {{matrix("attn_output", n.width, n.heads * n.dv), h}}});
     run.push_back(op::Add{x, h});

@@ -19,6 +19,31 @@ bool has_option(const Entry& entry, std::string_view name) {
   return std::any_of(entry.options.begin(), entry.options.end(), [&](const Option& o) { return o.name == name; });
 }
 
+// Rotary options that the policy leaves at their defaults are those of the model.
+void set_rotary(Spec& spec, const Entry& entry, const Rotary& rotary, int64_t context) {
+  const RopeOptions& o = rotary.options;
+  auto set = [&](std::string_view name, std::string value) {
+    for (const Option& option : entry.options)
+      if (option.name == name && *spec.find(name) == option.fallback) spec.set(name, std::move(value));
+  };
+  set("base", fmt::format("{}", o.base));
+  set("dims", std::to_string(o.dims));
+  set("interleaved", o.interleaved ? "true" : "false");
+  set("context", std::to_string(context));
+  if (o.scaling == RopeScaling::kNone) return;
+  if (!has_option(entry, "scaling"))
+    throw Error(ErrorKind::kUnsupported, "policy", entry.name, "", "does not know this model's rotary scaling");
+  if (spec.text("scaling") != "none") return;  // the policy's own
+  spec.set("scaling", std::string(kRopeScalings[static_cast<size_t>(o.scaling)]));
+  for (const auto& [name, value] : {std::pair{"factor", o.factor},
+                                    {"magnitude", o.magnitude},
+                                    {"extrapolation", o.extrapolation},
+                                    {"beta_fast", o.beta_fast},
+                                    {"beta_slow", o.beta_slow}})
+    set(name, fmt::format("{}", value));
+  set("original", std::to_string(o.original));
+}
+
 // The policy's mechanism as one layer of a model runs it: causal, scaled and windowed as the layer is.
 Spec layer_spec(const Spec& policy, const AttentionLayer& layer, const Registry& registry) {
   const Entry& entry = registry.at(policy.name);
@@ -26,9 +51,11 @@ Spec layer_spec(const Spec& policy, const AttentionLayer& layer, const Registry&
     if (!has_option(entry, option))
       throw Error(ErrorKind::kSpec, "policy", policy.name, "", fmt::format("has no option {}, which {}", option, why));
   };
-  require("causal", "a language model needs");
+  const auto& patterns = entry.traits.patterns;
+  const bool always_causal = std::find(patterns.begin(), patterns.end(), "full") == patterns.end();
+  if (!always_causal) require("causal", "a language model needs");
   Spec spec = registry.complete(policy);
-  spec.set("causal", "true");
+  if (has_option(entry, "causal")) spec.set("causal", "true");
   require("scale", "this model sets");
   if (spec.real("scale") == 0) spec.set("scale", fmt::format("{}", layer.scale));
   if (layer.window > 0) {
@@ -40,6 +67,18 @@ Spec layer_spec(const Spec& policy, const AttentionLayer& layer, const Registry&
     }
   }
   return spec;
+}
+
+// The operator of a layer. One that turns queries and keys itself is made again with the model's rotary options.
+std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer, const Graph& graph,
+                                         const Registry& registry) {
+  auto mechanism = registry.make<Operator>(spec);
+  if (!mechanism->turns()) return mechanism;
+  const Rotary& rotary = graph.rotaries[static_cast<size_t>(layer.rotary)];
+  if (!rotary.short_factors.empty() || !rotary.long_factors.empty())
+    throw Error(ErrorKind::kUnsupported, "policy", spec.name, "", "can't take this model's rotary divisors");
+  set_rotary(spec, registry.at(spec.name), rotary, graph.context);
+  return registry.make<Operator>(spec);
 }
 
 bool sees_everything(const Operator& mechanism) {
@@ -70,9 +109,6 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                  int64_t context)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
-  if (context < 0 || limit_ > graph.context)
-    throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
-                fmt::format("must be at most the model's {} tokens", graph.context));
   for (Kind kind : {Kind::kSelector, Kind::kPlan, Kind::kAllocator})
     if (policy[kind])
       throw Error(ErrorKind::kUnsupported, "policy", policy[kind]->name, "",
@@ -88,16 +124,22 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
   key_bytes_ = (first.d + first.dv) * size_of(codec->type);
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {
-    const Spec spec = layer_spec(*policy[Kind::kMechanism], layer, registry);
+    Spec spec = layer_spec(*policy[Kind::kMechanism], layer, registry);
+    std::unique_ptr<Operator> mechanism = make_mechanism(spec, layer, graph, registry);
     const auto same = std::find(specs.begin(), specs.end(), spec);
     const size_t index = static_cast<size_t>(same - specs.begin());
     if (same == specs.end()) {
       specs.push_back(spec);
-      mechanisms_.push_back(registry.make<Operator>(spec));
+      mechanisms_.push_back(std::move(mechanism));
     }
     layers_.push_back(mechanisms_[index].get());
     implied_.push_back(sees_everything(*layers_.back()) ? nullptr : make_implied_retention(*layers_.back()));
   }
+  // A mechanism with positions of its own may read beyond what the model was trained on.
+  const bool turned = std::all_of(layers_.begin(), layers_.end(), [](const Operator* o) { return o->turns(); });
+  if (context < 0 || (limit_ > graph.context && !turned))
+    throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
+                fmt::format("must be at most the model's {} tokens", graph.context));
   if (policy[Kind::kRetention]) {
     retention_ = registry.make<Retention>(*policy[Kind::kRetention]);
     if (!retention_->lossless()) stride_ = retention_->stride();

@@ -102,11 +102,12 @@ void Executor::run(const op::Product& o, Step& step) {
 }
 
 void Executor::run(const op::Rotate& o, Step& step) {
-  const RopeOptions& rope = model_.graph().rotaries[static_cast<size_t>(o.rotary)].options;
+  if (step.mechanisms[static_cast<size_t>(o.layer)]->turns()) return;
+  const size_t index = static_cast<size_t>(model_.graph().layers[static_cast<size_t>(o.layer)].rotary);
+  const RopeOptions& rope = model_.graph().rotaries[index].options;
   const auto rotate = rope.interleaved ? step.ops.rotate_pairs : step.ops.rotate_halves;
   const int64_t pairs = rope.dims / 2, head = width(o.x) / o.heads;
-  const float* cosine = cosine_[static_cast<size_t>(o.rotary)].as<float>();
-  const float* sine = sine_[static_cast<size_t>(o.rotary)].as<float>();
+  const float *cosine = cosine_[index].as<float>(), *sine = sine_[index].as<float>();
   each_row(step.context, step.rows, width(o.x), [&](int64_t r) {
     for (int64_t h = 0; h < o.heads; ++h) rotate(row(o.x, r) + h * head, cosine + r * pairs, sine + r * pairs, pairs);
   });
@@ -126,6 +127,9 @@ void Executor::run(const op::Attend& o, Step& step) {
     view.stride = {heads.shape[0] * heads.shape[1] * heads.shape[2], heads.stride[0], heads.stride[1], 1};
     return view;
   };
+  const Operator& mechanism = *step.mechanisms[static_cast<size_t>(o.layer)];
+  if (mechanism.turns())
+    mechanism.turn_keys(batch_of_one(by_head(o.k, layer.kv_heads, layer.d)), positions_, step.context);
   step.store.append(o.layer, by_head(o.k, layer.kv_heads, layer.d), by_head(o.v, layer.kv_heads, layer.dv), positions_);
   keys_.clear();
   for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(step.store.keys(o.layer, h));
@@ -133,7 +137,7 @@ void Executor::run(const op::Attend& o, Step& step) {
                       {"k", std::span<const KeyView>(keys_)},
                       {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
   const Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
-  step.mechanisms[static_cast<size_t>(o.layer)]->forward(in, out, Form::kAny, step.context);
+  mechanism.forward(in, out, Form::kAny, step.context);
 }
 
 void Executor::run(const op::Gate& o, Step& step) {

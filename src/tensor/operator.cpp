@@ -29,6 +29,10 @@ void Operator::backward(const Tensors&, const Tensors&, const Tensors&, const Te
   throw Error(ErrorKind::kUnsupported, "backward: this mechanism has no backward pass");
 }
 
+void Operator::turn_keys(const View&, std::span<const int32_t>, Context&) const {
+  throw Error(ErrorKind::kUnsupported, "turn_keys: this mechanism turns no keys");
+}
+
 Shape port_shape(const Entry& entry, const Port& port, const Spec& spec, const Sizes& sizes, int& rank) {
   Shape shape{};
   rank = 0;

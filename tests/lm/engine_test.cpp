@@ -75,6 +75,37 @@ TEST(Session, RotaryScalingsThatMeanTheSameGiveTheSameBits) {
   EXPECT_NE(stretched, logits(yarn));
 }
 
+// Mechanisms that turn queries and keys themselves, with the model's own rotary options unless the policy says others.
+TEST(Session, MechanismsTurnQueriesAndKeysThemselves) {
+  const std::vector<int32_t> ids = some_ids(150);
+  Context context(2);
+  auto logits = [&](const SmallModel& small, const char* policy, int64_t limit = 0, int64_t chunk = 64) {
+    Session session = open(load(small), policy, limit);
+    return all_logits(session, ids, chunk, context);
+  };
+  SmallModel small, other, yarn;
+  const std::vector<float> plain = logits(small, "softmax");
+  EXPECT_EQ(plain, logits(small, "rope"));
+  EXPECT_EQ(plain, logits(small, "dca:chunk=200")) << "the text fits into one chunk";
+  EXPECT_EQ(logits(small, "softmax + f16"), logits(small, "rope + f16"));
+  other.reals["rope.freq_base"] = 500;
+  const std::vector<float> based = logits(small, "rope:base=500");
+  EXPECT_EQ(based, logits(other, "softmax"));
+  EXPECT_NE(based, plain);
+  yarn.texts["llama.rope.scaling.type"] = "yarn";
+  yarn.more_reals = {{"llama.rope.scaling.factor", 4.0f}};
+  EXPECT_EQ(logits(yarn, "softmax"), logits(yarn, "rope"));
+  expect_error(ErrorKind::kUnsupported, "rotary scaling", [&] { logits(yarn, "dca"); });
+
+  // Chunks of 32 tokens: other logits, the same ones however the prompt was cut, and texts beyond the trained context.
+  const std::vector<float> chunked = logits(small, "dca:context=40,chunk=32");
+  EXPECT_NE(chunked, plain);
+  EXPECT_EQ(chunked, logits(small, "dca:context=40,chunk=32", 0, 7));
+  small.integers["context_length"] = 40;
+  expect_error(ErrorKind::kArgument, "40 tokens", [&] { logits(small, "softmax", 150); });
+  EXPECT_EQ(chunked, logits(small, "dca:chunk=32", 150));
+}
+
 TEST(Session, RefusesRotaryDivisorsThatAreNone) {
   SmallModel model;
   model.vectors["rope_freqs.weight"] = {1, 0, 1, 1};

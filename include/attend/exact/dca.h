@@ -12,7 +12,8 @@
 // Source   An et al. 2024, arXiv:2402.17463, sections 3.1 to 3.3, equations 2 to 7. Its authors' code lets x reach c
 //          instead of c - 1, and the largest x be 2 s - 1 where that is less.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
-//          lse [B,Hq,Tq]; keys unrotated, at positions 0, 1, ..
+//          lse [B,Hq,Tq]; keys as arrays are unrotated, at positions 0, 1, ..; those of key views were rotated by
+//          dca_turn_keys() when they were stored
 // Cost     that of softmax attention, three rotations of the queries and one of the keys. Memory O(Tk D)
 // Empty    a query that sees no key gets out = 0 and lse = -inf
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown. Error(kCancelled)
@@ -23,6 +24,12 @@
 
 namespace attend {
 
-void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context);
+// `angles`, if given, are those of options.rope for heads as wide as these.
+void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
+                   const RopeAngles* angles = nullptr);
+
+// Rotates keys [B,H,T,D] f32 at `positions` in place, each by its position within its chunk.
+void dca_turn_keys(const View& keys, std::span<const int32_t> positions, const DcaOptions& options,
+                   const RopeAngles& angles, Context& context);
 
 }  // namespace attend

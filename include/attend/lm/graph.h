@@ -38,6 +38,7 @@ struct AttentionLayer {
   int64_t d, dv;
   double scale;
   int64_t window;  // tokens that a query sees, its own included; 0: all
+  int rotary;
 };
 
 enum class Activation { kSilu, kGelu };
@@ -62,8 +63,8 @@ struct Product {  // each y = matrix * x
   int x;
   std::vector<Output> outputs;
 };
-struct Rotate {  // each of `heads` parts of x by its row's position
-  int x, rotary, heads;
+struct Rotate {  // each of `heads` parts of x by its row's position, unless the layer's mechanism does
+  int x, heads, layer;
 };
 struct Attend {  // k and v go into the store, then out = attention of q over it
   int q, k, v, out, layer;

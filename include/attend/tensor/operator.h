@@ -92,6 +92,12 @@ struct Operator : Component {
   virtual void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
                         Context& context) const;
 
+  // Whether queries and keys are turned to their positions here (rotary embeddings of the mechanism's own). A model
+  // then leaves both as they are and passes new keys, [1, Hkv, T, D] f32 at `positions`, through turn_keys(), in place,
+  // before it stores them: key views that forward() gets hold such keys, where arrays hold unturned ones.
+  virtual bool turns() const { return false; }
+  virtual void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const;
+
   // Positions of the keys that some query at `position` or later can see, ascending and disjoint. What lies outside may
   // be dropped for good.
   virtual std::vector<KeyRange> needed_from(int64_t position) const {
