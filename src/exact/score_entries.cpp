@@ -13,6 +13,7 @@ void register_scores(Registry& registry) {
   register_lla(registry);
   register_lssar(registry);
   register_mla(registry);
+  register_probabilistic(registry);
   register_relu(registry);
   register_reversed(registry);
   register_sigmoid(registry);

@@ -7,6 +7,7 @@
 #include "attend/exact/entmax.h"
 #include "attend/exact/lssar.h"
 #include "attend/exact/mla.h"
+#include "attend/exact/probabilistic.h"
 #include "attend/exact/relu.h"
 #include "attend/exact/reversed.h"
 #include "attend/exact/sigmoid.h"
@@ -257,6 +258,32 @@ TEST_P(ScoreVariants, Softmax1IsASinkOfZeroAndMayAttendToNothing) {
   for (float& e : call.k) e = 3;
   softmax1_attention(call.in(), {.causal = true}, call.outputs(), context);
   for (float x : call.out) EXPECT_NEAR(x, 0, 1e-10);
+}
+
+TEST_P(ScoreVariants, ProbabilisticOfCertainTokensIsSoftmaxAttentionAndHidesTheImpossible) {
+  test::SmallCall call(1, 2, 1, 40, 40, 16, 8);
+  Context context = this->context();
+  call.run({}, context);
+  const std::vector<float> softmax = call.out;
+  std::vector<float> exist(40, 1.0f);
+  const View probabilities = dense_view(exist.data(), DType::kF32, {1, 40});
+  probabilistic_attention(call.in(), probabilities, {}, call.outputs().out, context);
+  EXPECT_EQ(call.out, softmax);
+
+  // Tokens 25 to 39 don't exist: attention among the others, and nothing for these.
+  std::fill(exist.begin() + 25, exist.end(), 0.0f);
+  Qkv shorter = call.in();
+  for (View* view : {&shorter.q, &shorter.k, &shorter.v}) view->shape[2] = 25;
+  AttnOut part = call.outputs();
+  part.lse = {};
+  std::fill(call.out.begin(), call.out.end(), 0.0f);
+  part.out.shape[2] = 25;
+  softmax_attention(shorter, {}, part, context);
+  const std::vector<float> want = call.out;
+  probabilistic_attention(call.in(), probabilities, {}, call.outputs().out, context);
+  EXPECT_LE(test::largest_difference(call.out, want), 1e-6);
+  exist[0] = 1.5f;
+  EXPECT_THROW(probabilistic_attention(call.in(), probabilities, {}, call.outputs().out, context), Error);
 }
 
 TEST_P(ScoreVariants, SigmoidAndReluOfEqualScoresAreMeans) {
