@@ -118,15 +118,16 @@ double sampled_error(const Attention& row, const Entry& entry, const Spec& spec,
     View& q = std::get<View>(in["q"]);
     q.data = q.at<float>({0, 0, i});
     q.shape[2] = 1;
-    int32_t position = static_cast<int32_t>(i + row.tk - row.tq);
-    in["q_positions"] = dense_view(&position, DType::kI32, {1, 1});
+    std::vector<int32_t> positions(static_cast<size_t>(row.b), static_cast<int32_t>(i + row.tk - row.tq));
+    in["q_positions"] = dense_view(positions.data(), DType::kI32, {row.b, 1});
     Array want = make_array(DType::kF64, 4, {row.b, row.hq, 1, row.dv});
     entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
-    for (int64_t h = 0; h < row.hq; ++h)
-      for (int64_t c = 0; c < row.dv; ++c) {
-        const double error = std::abs(*a.out.view.at<float>({0, h, i, c}) - *want.view.at<double>({0, h, 0, c}));
-        if (!(error <= worst)) worst = error;
-      }
+    for (int64_t b = 0; b < row.b; ++b)
+      for (int64_t h = 0; h < row.hq; ++h)
+        for (int64_t c = 0; c < row.dv; ++c) {
+          const double error = std::abs(*a.out.view.at<float>({b, h, i, c}) - *want.view.at<double>({b, h, 0, c}));
+          if (!(error <= worst)) worst = error;
+        }
   }
   // Inputs are normal: |q| <= 2 * 2 sqrt(D) and |k| <= 2 sqrt(D) with all but certainty, values below 6.
   const double root = std::sqrt(static_cast<double>(row.d));
@@ -167,6 +168,9 @@ std::vector<Attention> attentions() {
       {"exact/prefill-f16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f16, false},
       {"exact/prefill-bf16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/window256-f32", causal + ",window=256", 1, 8, 8, 8192, 8192, 64, 64, f32, false},
+      {"exact/short-t16", full, 32, 12, 12, 16, 16, 64, 64, f32, false},
+      {"exact/short-t64", full, 32, 12, 12, 64, 64, 64, 64, f32, false},
+      {"exact/short-t256", full, 32, 12, 12, 256, 256, 64, 64, f32, false},
       {"exact/decode-f16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f16, true},
       {"exact/decode-bf16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, bf16, true},
       {"exact/decode-f32-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f32, true},
