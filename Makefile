@@ -1,6 +1,6 @@
 # Every target does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check bench fuzz asan tsan peers-model onnx-cases papers format clean install
+.PHONY: help setup build run test check bench fuzz asan tsan peers peers-model onnx-cases papers format clean install
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
@@ -35,6 +35,9 @@ asan: setup  ## all tests under ASan and UBSan
 
 tsan: setup  ## kernels and parsers under TSan
 	@scripts/tsan.sh
+
+peers: build  ## measure PyTorch, ONNX Runtime, OpenVINO and ggml beside attend, write docs/performance.md (PEERS="--row decode")
+	@scripts/peers.py $(PEERS)
 
 peers-model: build  ## build llama.cpp from its package, compare with it, write docs/performance.md
 	@scripts/peers_model.py $(PEERS)

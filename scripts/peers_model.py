@@ -41,12 +41,8 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def build_llama():
-    if os.environ.get("LLAMA_BENCH"):
-        return Path(os.environ["LLAMA_BENCH"])
-    binary = WORK / "llama" / "bin" / "llama-bench"
-    if binary.exists():
-        return binary
+def build_llama(target="llama-bench"):
+    """Builds a target of llama.cpp; the folder of its source and the folder that it is built in."""
     WORK.mkdir(parents=True, exist_ok=True)
     archives = list(WORK.glob("llama_cpp_python-*.tar.gz"))
     if not archives:
@@ -59,16 +55,27 @@ def build_llama():
         with tarfile.open(archives[0]) as archive:
             archive.extractall(source)
     llama = next(source.glob("*/vendor/llama.cpp"))
-    say("peers: building llama.cpp (about ten minutes)")
+    built = WORK / "llama"
+    if not (built / "build.ninja").exists():
+        say("peers: building llama.cpp (about ten minutes)")
     with open(WORK / "build.log", "w") as log:
         for command in (
-            ["cmake", "-S", llama, "-B", WORK / "llama", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
+            ["cmake", "-S", llama, "-B", built, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
              "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
              "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"],
-            ["ninja", "-C", WORK / "llama", "-j2", "llama-bench"],
+            ["ninja", "-C", built, "-j2", target],
         ):
             if subprocess.run(["nice", *command], stdout=log, stderr=log).returncode:
                 sys.exit(f"peers: building llama.cpp failed, see {WORK / 'build.log'}")
+    return llama, built
+
+
+def llama_bench():
+    if os.environ.get("LLAMA_BENCH"):
+        return Path(os.environ["LLAMA_BENCH"])
+    binary = WORK / "llama" / "bin" / "llama-bench"
+    if not binary.exists():
+        build_llama()
     return binary
 
 
@@ -234,7 +241,7 @@ def main():
     parser.add_argument("--kind", choices=["load", "prefill", "decode"], help="only rows of this kind")
     args = parser.parse_args()
 
-    bench = build_llama()
+    bench = llama_bench()
     kept = WORK / "measured.json"
     WORK.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(kept.read_text()) if kept.exists() else []
