@@ -39,11 +39,15 @@ struct Attention {
   bool cold;
 };
 
-// Visible pairs of one head, by the options that rows use.
-double visible_pairs(const Attention& row, const Spec& spec) {
+// Visible pairs of one head, by the options that rows use; without an option, by the patterns that the entry covers.
+double visible_pairs(const Attention& row, const Entry& entry, const Spec& spec) {
   auto tokens = [&](std::string_view option) { return spec.find(option) ? spec.integer(option) : 0; };
   const int64_t window = tokens("window"), sinks = tokens("sinks");
-  const bool causal = spec.find("causal") && spec.flag("causal");
+  const auto& patterns = entry.traits.patterns;
+  auto covers = [&](std::string_view pattern) {
+    return std::find(patterns.begin(), patterns.end(), pattern) != patterns.end();
+  };
+  const bool causal = spec.find("causal") ? spec.flag("causal") : covers("causal") && !covers("full");
   double pairs = 0;
   for (int64_t i = 0; i < row.tq; ++i) {
     const int64_t p = i + row.tk - row.tq, end = causal ? p + 1 : row.tk;
@@ -214,7 +218,7 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
   };
   call();
   BenchResult result{};
-  const double pairs = visible_pairs(row, spec) * static_cast<double>(row.b * row.hq);
+  const double pairs = visible_pairs(row, entry, spec) * static_cast<double>(row.b * row.hq);
   result.flops = pairs * 2 * static_cast<double>(row.d + row.dv);
   result.bytes = kv_bytes;
   result.error = has_port(entry, "q_positions") && a.others.empty()
