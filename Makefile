@@ -31,7 +31,7 @@ fuzz: setup  ## fuzz every parser for a minute (SECONDS_EACH=60)
 	@scripts/fuzz.sh $(or $(SECONDS_EACH),60)
 
 asan: setup  ## all tests under ASan and UBSan
-	@scripts/build.sh asan && ctest --test-dir build/asan --output-on-failure
+	@scripts/build.sh asan && ctest --test-dir build/asan -j 2 --output-on-failure
 
 tsan: setup  ## kernels and parsers under TSan
 	@scripts/tsan.sh
