@@ -128,7 +128,10 @@ Dimensions read_dimensions(const Hyperparameters& hyper) {
 Rotary read_rotary(const Hyperparameters& hyper, RopeOptions rope) {
   rope.base = hyper.real("rope.freq_base", kLeastBase, 1e12, rope.base);
   const std::string key = hyper.prefix + "rope.scaling.type";
-  const std::string_view type = hyper.file.text(key, "none");
+  // A factor without a type is a linear one; the key rope.scale_linear is its older name.
+  const bool scaled =
+      hyper.file.has(hyper.prefix + "rope.scaling.factor") || hyper.file.has(hyper.prefix + "rope.scale_linear");
+  const std::string_view type = hyper.file.text(key, scaled ? "linear" : "none");
   if (type == "linear") {
     rope.scaling = RopeScaling::kLinear;
   } else if (type == "yarn") {
@@ -142,7 +145,7 @@ Rotary read_rotary(const Hyperparameters& hyper, RopeOptions rope) {
   Rotary rotary{rope, {}, {}};
   RopeOptions& o = rotary.options;
   if (o.scaling != RopeScaling::kNone) {
-    o.factor = hyper.real("rope.scaling.factor", 0, 1e6, 1);
+    o.factor = hyper.real("rope.scaling.factor", 0, 1e6, hyper.real("rope.scale_linear", 0, 1e6, 1));
     if (o.factor == 0) o.factor = 1;  // as writers of the format mean it
     if (o.factor < 1)
       hyper.contradiction(fmt::format("{}rope.scaling.factor = {}, must be at least 1", hyper.prefix, o.factor));

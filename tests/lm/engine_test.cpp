@@ -68,6 +68,11 @@ TEST(Session, RotaryScalingsThatMeanTheSameGiveTheSameBits) {
   const std::vector<float> stretched = logits(linear);
   EXPECT_NE(stretched, plain);
   EXPECT_EQ(stretched, logits(divided));
+  for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
+    SmallModel untyped;
+    untyped.more_reals[key] = 4;
+    EXPECT_EQ(stretched, logits(untyped)) << key;
+  }
   EXPECT_EQ(stretched, logits(longrope)) << "a context of 400 is beyond the trained one";
   EXPECT_EQ(plain, logits(longrope, 100)) << "a context of 100 is not";
   EXPECT_EQ(stretched, logits(yarn));
