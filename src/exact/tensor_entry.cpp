@@ -82,7 +82,10 @@ constexpr Entry kTensor = {
     .bound = error_bound,
     .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
       const int64_t features = tensor_features(sizes.d, spec.integer("order"));
-      return features >= 0 && features * sizes.dv <= (int64_t{1} << 20) ? "" : "has too many monomials";
+      if (features < 0 || features * sizes.dv > (int64_t{1} << 20)) return "has too many monomials";
+      const double triples =
+          static_cast<double>(sizes.tq) * static_cast<double>(sizes.tk) * static_cast<double>(sizes.tk);
+      return spec.integer("order") > 0 || triples < 0x1p29 ? "" : "is cubic: such a text takes minutes";
     },
 };
 
