@@ -64,6 +64,33 @@ struct RowWorkspace {
   void reserve(int64_t rows, int64_t keys, const Problem& p);  // throws Error(kMemory)
 };
 
+// Scores of all rows at once, for few queries: keys are packed panel by panel and each is read once for the query heads
+// that share it.
+class FewRows {
+ public:
+  FewRows(const Problem& p, const DenseKernels& kernels, int64_t keys, Context& context);  // throws Error(kMemory)
+
+  static bool fits(const Problem& p, int64_t keys);
+  // Fills all scores, as score_rows() gives them.
+  void score();
+  float* row(int64_t b, int64_t h, int64_t i) const {
+    return s_.as<float>() + ((b * p_.heads + h) * p_.queries + i) * stride_;
+  }
+  int64_t end(int64_t b, int64_t h, int64_t i) const {
+    return ends_[static_cast<size_t>((b * p_.heads + h) * p_.queries + i)];
+  }
+  // out = sum over j of the row's weights times the values.
+  void read(const View& out);
+
+ private:
+  const Problem& p_;
+  const DenseKernels& kernels_;
+  int64_t keys_, stride_;
+  Context& context_;
+  Buffer q_, s_, scratch_;
+  std::vector<int64_t> ends_;
+};
+
 // For every row: weights(row, s, n, worker) turns its n scores into weights in place; out = sum_j s[j] v[j]. Rows are
 // independent of one another, so the result does not depend on threads. `weights` must not throw.
 template <class F>
@@ -73,6 +100,17 @@ void attend_rows(const Problem& p, const View& out, Context& context, const F& w
   const DenseKernels& kernels = dense_kernels(active_isa(context));
   int64_t most = 0;
   for (const Keys& keys : p.keys) most = std::max(most, keys.count());
+  if (FewRows::fits(p, most)) {
+    FewRows few(p, kernels, most, context);
+    few.score();
+    parallel_for(context.threads, p.batch * p.heads * p.queries, [&](int64_t task, int worker) {
+      const int64_t b = task / (p.heads * p.queries), h = task / p.queries % p.heads, i = task % p.queries;
+      weights(Row{b, h, i, p.position(b, i)}, few.row(b, h, i), few.end(b, h, i), worker);
+    });
+    few.read(out);
+    context.throw_if_stopped();
+    return;
+  }
   const int64_t stride = padded_keys(most);
   const int64_t step = std::min(p.queries, rows_at_a_time(stride)), blocks = (p.queries + step - 1) / step;
   std::vector<RowWorkspace> workspaces(static_cast<size_t>(context.threads));
