@@ -27,8 +27,8 @@ struct Powers {
   }
 };
 
-// n scores to weights, in place.
-void project(float* s, int64_t n, double alpha) {
+// n scores to weights, in place. `candidates` has room for n.
+void project(float* s, int64_t n, double alpha, double* candidates) {
   const Powers powers(alpha);
   double top = -std::numeric_limits<double>::infinity();
   bool nan = false;
@@ -45,10 +45,17 @@ void project(float* s, int64_t n, double alpha) {
   // sum(t) = sum of max(0, (alpha - 1) s - t)^p falls and is convex: Newton's method from the left stays on the left.
   const double factor = alpha - 1;
   double t = factor * top - 1;
+  // Only scores above this first t can have a weight.
+  int64_t count = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    const double x = factor * static_cast<double>(s[j]);
+    candidates[count] = x;
+    count += x > t;
+  }
   for (int step = 0; step < kMostSteps; ++step) {
     double sum = 0, slope = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      const double x = factor * static_cast<double>(s[j]) - t;
+    for (int64_t j = 0; j < count; ++j) {
+      const double x = candidates[j] - t;
       if (!(x > 0)) continue;
       double power, derivative;
       powers(x, power, derivative);
@@ -77,8 +84,13 @@ void entmax_attention(const Qkv& in, const EntmaxOptions& options, const View& o
     throw Error(ErrorKind::kArgument, kOp, "alpha", fmt::format("{}", options.alpha), "must be in [1.05, 2]");
   if (in.sink_logits.data) throw Error(ErrorKind::kArgument, kOp, "sink_logits", "given", "must be absent");
   exact::check_outputs(p, in, {out}, kOp);
-  exact::attend_rows(p, out, context,
-                     [&](const exact::Row&, float* s, int64_t n, int) { project(s, n, options.alpha); });
+  int64_t most = 1;
+  for (const exact::Keys& keys : p.keys) most = std::max(most, keys.count());
+  std::vector<std::vector<double>> candidates(static_cast<size_t>(context.threads));
+  for (auto& c : candidates) c.resize(static_cast<size_t>(most) + 1);
+  exact::attend_rows(p, out, context, [&](const exact::Row&, float* s, int64_t n, int worker) {
+    project(s, n, options.alpha, candidates[static_cast<size_t>(worker)].data());
+  });
 }
 
 }  // namespace attend
