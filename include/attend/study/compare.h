@@ -38,8 +38,9 @@ struct Comparison {
   std::vector<PolicyResult> rows;   // in the order of the policies
 };
 
-// At most 8 policies. Cost: a run of each policy, and an exact run of each codec that has none among them. One row of logits a run is live.
-// Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what Session throws.
+// At most 8 policies. Cost: a run of each policy, and an exact run of each codec that has none among them. One row of
+// logits a run is live. Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what
+// Session throws.
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
                             std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
                             Context& context);
