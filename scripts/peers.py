@@ -117,7 +117,7 @@ class Side:
     version: str = ""
 
     @property
-    def library(self):
+    def product(self):
         return {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(self.package, "ggml of")
 
 
@@ -364,7 +364,7 @@ def main():
         DATA.mkdir(exist_ok=True)
         attend, peers, reference = sides(args.threads, args.peer)
         kept["threads"] = args.threads
-        kept["versions"] = kept.get("versions", {}) | {p.library: p.version for p in peers if p.version}
+        kept["versions"] = kept.get("versions", {}) | {p.product: p.version for p in peers if p.version}
         for row in ROWS:
             if args.row not in row.name:
                 continue

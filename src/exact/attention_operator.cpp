@@ -5,6 +5,7 @@
 
 #include "attend/tensor/error.h"
 #include "exact/problem.h"
+#include "exact/score_bound.h"
 
 namespace attend {
 namespace {
@@ -13,25 +14,6 @@ void require_known(const Tensors& tensors, std::span<const Port> ports, std::str
   for (const auto& [name, arg] : tensors)
     if (std::none_of(ports.begin(), ports.end(), [&](const Port& port) { return port.name == name; }))
       throw Error(ErrorKind::kArgument, op, "port", name, "is not one of this operator's");
-}
-
-// Largest Euclidean norm of a row, and largest magnitude; what is not finite is left out.
-double largest_row(const View& v) {
-  double largest = 0;
-  const int64_t width = v.data && v.rank ? v.shape[v.rank - 1] : 0;
-  for (int64_t row = 0; width > 0 && row < v.count() / width; ++row) {
-    double sum = 0;
-    for (int64_t c = 0; c < width; ++c) sum += std::pow(value_at(v, row * width + c), 2);
-    if (std::isfinite(sum)) largest = std::max(largest, std::sqrt(sum));
-  }
-  return largest;
-}
-
-double largest_finite(const View& v) {
-  double largest = 0;
-  for (int64_t i = 0; v.data && i < v.count(); ++i)
-    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) largest = std::max(largest, x);
-  return largest;
 }
 
 }  // namespace
@@ -61,11 +43,11 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
   const int64_t d = q.shape[3];
   return {.keys = k.shape[2],
           .d = d,
-          .query = largest_row(q),
-          .key = largest_row(k),
-          .value = largest_finite(array(in, "v", "bound")),
+          .query = exact::largest_row(q),
+          .key = exact::largest_row(k),
+          .value = exact::largest(array(in, "v", "bound")),
           .scale = o.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : std::abs(o.scale),
-          .bias = largest_finite(array(in, "bias", "bound")),
+          .bias = exact::largest(array(in, "bias", "bound")),
           .softcap = o.softcap};
 }
 
@@ -79,11 +61,11 @@ double softmax_bound(const Spec& spec, const Tensors& in, std::string_view outpu
   const bound::SoftmaxGradientNorms n{.forward = norms,
                                       .rows = rows,
                                       .dv = v.shape[3],
-                                      .value = largest_row(v),
-                                      .d_out = largest_row(array(in, "grad out", "bound")),
-                                      .d_lse = largest_finite(array(in, "grad lse", "bound")),
-                                      .q_max = largest_finite(q),
-                                      .k_max = largest_finite(k)};
+                                      .value = exact::largest_row(v),
+                                      .d_out = exact::largest_row(array(in, "grad out", "bound")),
+                                      .d_lse = exact::largest(array(in, "grad lse", "bound")),
+                                      .q_max = exact::largest(q),
+                                      .k_max = exact::largest(k)};
   if (output == "grad q") return bound::softmax_dq(n);
   if (output == "grad k") return bound::softmax_dk(n);
   if (output == "grad v") return bound::softmax_dv(n);

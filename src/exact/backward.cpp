@@ -1,10 +1,7 @@
 // The backward pass: which splits of the keys meet which blocks of queries, and in which order sums are made.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <thread>
 
 #include "attend/exact/softmax.h"
 #include "attend/simd/backward.h"
@@ -12,6 +9,7 @@
 #include "attend/tensor/parallel.h"
 #include "exact/mask_rows.h"
 #include "exact/problem.h"
+#include "exact/turns.h"
 #include "exact/workspace.h"
 
 namespace attend {
@@ -50,21 +48,6 @@ struct Buffers {
     carver.take(kernel, backward_scratch_bytes(d, dv));
     return carver.bytes();
   }
-};
-
-// Counters that let threads add to one place in a fixed order. A task waits for lower tasks only, and those have begun.
-class Turns {
- public:
-  explicit Turns(int64_t count) : next_(std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(count))) {
-    for (int64_t i = 0; i < count; ++i) next_[static_cast<size_t>(i)].store(0, std::memory_order_relaxed);
-  }
-  void wait(int64_t place, int32_t turn) {
-    while (next_[static_cast<size_t>(place)].load(std::memory_order_acquire) != turn) std::this_thread::yield();
-  }
-  void pass(int64_t place) { next_[static_cast<size_t>(place)].fetch_add(1, std::memory_order_release); }
-
- private:
-  std::unique_ptr<std::atomic<int32_t>[]> next_;
 };
 
 void clear(const View& v) {
