@@ -108,7 +108,7 @@ def report(kept, order):
              "Median (quartiles) of calls that alternated with attend's; each library in its own process with its own "
              "defaults and as many threads. Ratios are of neighbouring calls; attend is *faster* where the lower "
              "quartile is above 1, the library where the upper one is below 1, else neither. The share of the limit is "
-             "from `attend bench ROW`, whose limit is visible pairs at the f32 multiply-add rate plus one exp each, or "
+             "from `attend bench ROW`, whose limit is visible pairs at the multiply-add rate of its arithmetic plus one exp each, or "
              "the bytes of keys and values at the read bandwidth. The error is relative, over sampled rows, against "
              "double precision; a result without half of its type's digits gets no time. attend and ggml read f32 "
              "queries and give f32, the others work in the type of the row.", "",

@@ -113,7 +113,8 @@ int bench(const Arguments& a) {
                context.threads, number_text(flops / 1e9), number_text(exps / 1e9), number_text(reads / 1e9),
                table.text(has_colour(Stream::kOut)));
     fmt::print(
-        "\nA limit of attention is visible pairs at the f32 multiply-add rate plus one exp each; of products, "
+        "\nA limit of attention is visible pairs at the multiply-add rate of its arithmetic plus one exp each; of "
+        "products, "
         "multiply-adds\n"
         "at the rate of the type's dot products. For decode rows it is the bytes of keys and values, or of weights, at "
         "the\n"

@@ -19,6 +19,7 @@ class Limits {
  public:
   explicit Limits(Context& context);
   double multiply_adds();            // f32 flops a second
+  double bf16_multiply_adds();       // flops a second by dot products of bf16, or else as above
   double exponentials();             // f32 exps a second
   double reads();                    // bytes a second from memory
   double products(WeightType type);  // operations a second of products with such weights, two a multiply-add

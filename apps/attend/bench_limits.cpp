@@ -45,6 +45,14 @@ double Limits::multiply_adds() {
   return static_cast<double>(k.flops_per_round * kRounds * kParts * context_.threads) / seconds;
 }
 
+double Limits::bf16_multiply_adds() {
+  const LimitKernels& k = limit_kernels(active_isa(context_));
+  if (!k.bf16_multiply_add) return multiply_adds();
+  constexpr int64_t kRounds = 25'000;
+  const double seconds = timed(context_.threads, [&](int64_t, int) { g_sink = k.bf16_multiply_add(kRounds); });
+  return static_cast<double>(k.bf16_flops_per_round * kRounds * kParts * context_.threads) / seconds;
+}
+
 double Limits::exponentials() {
   const LimitKernels& k = limit_kernels(active_isa(context_));
   constexpr int kCount = 4096, kRepeats = 128;

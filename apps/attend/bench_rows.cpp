@@ -6,6 +6,7 @@
 #include <random>
 
 #include "attend/tensor/bound.h"
+#include "attend/tensor/compute.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/npy.h"
 #include "attend/tensor/registry.h"
@@ -108,6 +109,10 @@ bool has_port(const Entry& entry, std::string_view name) {
   return std::any_of(entry.in.begin(), entry.in.end(), [&](const Port& port) { return port.name == name; });
 }
 
+bool rounds_to_bf16(const Spec& spec) {
+  return spec.find("compute") && spec.text("compute") == name_of(Compute::kBF16);
+}
+
 // Largest difference from the reference over a sample of queries; throws nothing, says what is wrong.
 double sampled_error(const Attention& row, const Entry& entry, const Spec& spec, const Arrays& a,
                      std::string& failure) {
@@ -135,8 +140,13 @@ double sampled_error(const Attention& row, const Entry& entry, const Spec& spec,
   }
   // Inputs are normal: |q| <= 2 * 2 sqrt(D) and |k| <= 2 sqrt(D) with all but certainty, values below 6.
   const double root = std::sqrt(static_cast<double>(row.d));
-  const double limit =
-      bound::softmax({.keys = row.tk, .d = row.d, .query = 4 * root, .key = 2 * root, .value = 6, .scale = 1 / root});
+  const double limit = bound::softmax({.keys = row.tk,
+                                       .d = row.d,
+                                       .query = 4 * root,
+                                       .key = 2 * root,
+                                       .value = 6,
+                                       .scale = 1 / root,
+                                       .operand = rounds_to_bf16(spec) ? 0x1p-8 : 0});
   if (!(worst <= limit)) failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
   return worst;
 }
@@ -170,7 +180,11 @@ std::vector<Attention> attentions() {
       {"exact/prefill-f32-causal-8x2-4k-d128", causal, 1, 8, 2, 4096, 4096, 128, 128, f32, false},
       {"exact/prefill-f16-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f16, false},
       {"exact/prefill-f16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f16, false},
-      {"exact/prefill-bf16-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-bf16-causal-d64", causal + ",compute=bf16", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
+      {"exact/prefill-bf16-causal-d128", causal + ",compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-bf16-full-d64", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
+      {"exact/prefill-bf16-full-d128", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-bf16-kept-in-f32-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/window256-f32", causal + ",window=256", 1, 8, 8, 8192, 8192, 64, 64, f32, false},
       {"exact/short-t16", full, 32, 12, 12, 16, 16, 64, 64, f32, false},
       {"exact/short-t64", full, 32, 12, 12, 64, 64, 64, 64, f32, false},
@@ -230,7 +244,8 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
       result, call,
       [&] {
         // Of two bursts the faster: what else runs on the machine must not lower the limit.
-        const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
+        auto rate = [&] { return rounds_to_bf16(spec) ? limits.bf16_multiply_adds() : limits.multiply_adds(); };
+        const double flops = std::max(rate(), rate());
         const double exps = std::max(limits.exponentials(), limits.exponentials());
         const double seconds = result.flops / flops + pairs / exps;
         return row.cold ? std::max(seconds, result.bytes / std::max(limits.reads(), limits.reads())) : seconds;

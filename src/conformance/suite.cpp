@@ -54,6 +54,7 @@ Spec Suite::spec(std::initializer_list<std::pair<std::string_view, std::string>>
   Spec s{std::string(entry_.name), {}};
   for (const auto& [name, value] : options)
     if (has_option(name)) s.set(name, value);
+  if (compute_ != Compute::kF32) s.set("compute", std::string(name_of(compute_)));
   return s;
 }
 
@@ -191,14 +192,19 @@ void Suite::record(std::string_view property, const std::string& shape, const st
 
 void Suite::run() {
   check_reference();
-  check_threads();
-  check_batch();
-  check_future();
-  check_hidden_nan();
-  check_chunks();
-  check_limits();
-  check_key_views();
   check_refusals();
+  for (const Compute compute : {Compute::kF32, Compute::kBF16}) {
+    if (compute != Compute::kF32 && !has_option("compute")) continue;
+    compute_ = compute;
+    check_threads();
+    check_batch();
+    check_future();
+    check_hidden_nan();
+    check_chunks();
+    check_limits();
+    check_key_views();
+  }
+  compute_ = Compute::kF32;
   check_gradients();
 }
 

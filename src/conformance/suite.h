@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attend/conformance/conformance.h"
+#include "attend/tensor/compute.h"
 #include "conformance/arrays.h"
 
 namespace attend::conformance {
@@ -77,6 +78,7 @@ class Suite {
   Isa isa_;
   Random random_;
   uint64_t seed_;
+  Compute compute_ = Compute::kF32;  // of the specs of properties, where the entry has such an option
   Context& context_;
   ConformanceReport& report_;
 };

@@ -27,6 +27,7 @@ SoftmaxOptions softmax_options(const Spec& spec) {
   if (has("sinks")) o.sinks = spec.integer("sinks");
   if (has("prefix")) o.prefix = spec.integer("prefix");
   if (has("softcap")) o.softcap = spec.real("softcap");
+  if (has("compute") && spec.text("compute") == name_of(Compute::kBF16)) o.compute = Compute::kBF16;
   return o;
 }
 
@@ -48,7 +49,8 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
           .value = exact::largest(array(in, "v", "bound")),
           .scale = o.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : std::abs(o.scale),
           .bias = exact::largest(array(in, "bias", "bound")),
-          .softcap = o.softcap};
+          .softcap = o.softcap,
+          .operand = o.compute == Compute::kBF16 ? 0x1p-8 : 0};
 }
 
 double softmax_bound(const Spec& spec, const Tensors& in, std::string_view output) {

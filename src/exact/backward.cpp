@@ -225,6 +225,8 @@ class Backward {
     const Keys& k = keys(task.batch, task.kv_head);
     BackwardJob job{};
     job.split = {.q = w.q,
+                 .compute = Compute::kF32,
+                 .score_scale = 1,
                  .heads = 1,
                  .tokens = 0,
                  .d = static_cast<int>(p_.d),

@@ -212,11 +212,12 @@ class Scheduler {
 
   void prepare(const Block& block, Workspace& w) const {
     find_slots(block, w);
+    const float scale = p_.options.compute == Compute::kF32 ? p_.scale : 1.0f;
     for (int64_t g = 0; g < p_.group; ++g)
       for (int64_t t = 0; t < block.tokens; ++t) {
         const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
         float* to = w.q + (g * block.tokens + t) * p_.d;
-        for (int64_t i = 0; i < p_.d; ++i) to[i] = from[i] * p_.scale;
+        for (int64_t i = 0; i < p_.d; ++i) to[i] = from[i] * scale;
       }
   }
 
@@ -277,6 +278,8 @@ class Scheduler {
     if (p_.bias.data) bias = p_.bias.at<float>({block.batch, head, block.first, split.first_slot});
     const SplitJob job{
         .q = w.q,
+        .compute = p_.options.compute,
+        .score_scale = p_.scale,
         .heads = static_cast<int>(p_.group),
         .tokens = static_cast<int>(block.tokens),
         .d = static_cast<int>(p_.d),

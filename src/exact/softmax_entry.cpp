@@ -9,8 +9,8 @@
 namespace attend {
 namespace {
 
-constexpr Option kOptions[] = {option::kCausal, option::kScale,  option::kWindow,
-                               option::kSinks,  option::kPrefix, option::kSoftcap};
+constexpr Option kOptions[] = {option::kCausal, option::kScale,   option::kWindow, option::kSinks,
+                               option::kPrefix, option::kSoftcap, option::kCompute};
 constexpr Port kIn[] = {port::kQ,          port::kK,    port::kV,          port::kKvLens,
                         port::kQPositions, port::kBias, port::kSinkLogits, port::kDocuments};
 constexpr Port kOut[] = {port::kOut, port::kLse};

@@ -9,7 +9,7 @@ namespace attend {
 const BackwardKernels& backward_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kBackwardAvx2;
-  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kBackwardAvx512;
+  if (has_avx512(isa)) return kBackwardAvx512;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no backward kernels yet");
 }

@@ -199,7 +199,7 @@ ATTEND_DENSE(avx512, ATTEND_TARGET_AVX512)
 const DenseKernels& dense_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kDense_avx2;
-  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kDense_avx512;
+  if (has_avx512(isa)) return kDense_avx512;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no dense kernels yet");
 }

@@ -61,7 +61,10 @@ struct Features {
               {"AVX512BW", (seven.b >> 30 & 1) != 0},
               {"AVX512VL", (seven.b >> 31 & 1) != 0}};
     vnni = {{"AVX512_VNNI", (seven.c >> 11 & 1) != 0}};
-    bf16 = {{"AVX512_BF16", (seven1.a >> 5 & 1) != 0}};
+    bf16 = {{"AVX512_BF16", (seven1.a >> 5 & 1) != 0},     {"AVX512_VBMI", (seven.c >> 1 & 1) != 0},
+            {"AVX512_VBMI2", (seven.c >> 6 & 1) != 0},     {"VAES", (seven.c >> 9 & 1) != 0},
+            {"VPCLMULQDQ", (seven.c >> 10 & 1) != 0},      {"AVX512_BITALG", (seven.c >> 12 & 1) != 0},
+            {"AVX512_VPOPCNTDQ", (seven.c >> 14 & 1) != 0}};
     amx = {{"OS saves AMX tiles", (state & 0x60000) == 0x60000},
            {"AMX_TILE", (seven.d >> 24 & 1) != 0},
            {"AMX_INT8", (seven.d >> 25 & 1) != 0},
@@ -82,7 +85,8 @@ std::vector<IsaInfo> detect() {
       {Isa::kAvx2, "256-bit vectors, fused multiply-add", "AVX2 FMA F16C BMI1 BMI2 LZCNT PCLMUL AES", false, ""},
       {Isa::kAvx512, "512-bit vectors", "avx2 + AVX512F DQ CD BW VL", false, ""},
       {Isa::kAvx512Vnni, "512-bit vectors, int8 dot products", "avx512 + AVX512_VNNI", false, ""},
-      {Isa::kAvx512Bf16, "512-bit vectors, bf16 dot products", "avx512vnni + AVX512_BF16", false, ""},
+      {Isa::kAvx512Bf16, "512-bit vectors, bf16 dot products",
+       "avx512vnni + AVX512_BF16 VBMI VBMI2 VAES VPCLMULQDQ BITALG VPOPCNTDQ", false, ""},
       {Isa::kAmx, "matrix tiles in bf16 and int8", "avx512bf16 + AMX_TILE AMX_INT8 AMX_BF16", false, ""},
       {Isa::kNeon, "128-bit vectors of AArch64", "AArch64", false, ""},
   };
@@ -98,7 +102,7 @@ std::vector<IsaInfo> detect() {
 #else
   for (int i = 0; i < 5; ++i) list[static_cast<size_t>(i)].why_not = "this machine is not x86-64";
 #endif
-  for (int i = 3; i < kIsaCount; ++i)
+  for (int i = 4; i < kIsaCount; ++i)
     if (IsaInfo& info = list[static_cast<size_t>(i)]; info.why_not.empty()) info.why_not = kNoKernels;
   for (IsaInfo& info : list) info.usable = info.why_not.empty();
   return list;

@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <limits>
 
+#undef ATTEND_AVX512
+#define ATTEND_AVX512 (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)
+
 namespace attend {
 namespace HWY_NAMESPACE {
 
@@ -21,7 +24,7 @@ inline constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 HWY_INLINE Vec exp_of(Vec x) {
   const F32 d;
   const Vec t = hn::Mul(x, hn::Set(d, 1.44269504f));
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
   const Vec f{_mm512_reduce_ps(t.raw, 0)}, n = hn::Sub(t, f);
 #else
   const Vec n = hn::Round(t), f = hn::Sub(t, n);
@@ -31,7 +34,7 @@ HWY_INLINE Vec exp_of(Vec x) {
   p = hn::MulAdd(p, f, hn::Set(d, 0x1.ebf9bcp-3f));
   p = hn::MulAdd(p, f, hn::Set(d, 0x1.62e42ap-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
   return Vec{_mm512_scalef_ps(p.raw, n.raw)};
 #else
   const I32 di;

@@ -109,7 +109,7 @@ HWY_INLINE hn::Vec<hn::Repartition<uint8_t, F32>> load_blocks(const T* p, int64_
 #if HWY_TARGET == HWY_AVX2
   auto at = [&](int64_t g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * g * stride)); };
   return {_mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1)};
-#elif HWY_TARGET == HWY_AVX3
+#elif ATTEND_AVX512
   auto at = [&](int64_t g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * g * stride)); };
   __m512i v = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
   v = _mm512_inserti32x4(v, at(2), 2);

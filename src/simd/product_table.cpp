@@ -8,7 +8,7 @@ const ProductKernels& product_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return avx2::kProductKernels;
   if (isa == Isa::kAvx512) return avx512::kProductKernels;
-  if (isa == Isa::kAvx512Vnni) return avx512vnni::kProductKernels;
+  if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return avx512vnni::kProductKernels;
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }
@@ -25,7 +25,7 @@ ProductLimit product_limit(Isa isa, WeightType type) {
   };
   if (isa == Isa::kAvx2) return of(avx2::kProductLimits);
   if (isa == Isa::kAvx512) return of(avx512::kProductLimits);
-  if (isa == Isa::kAvx512Vnni) return of(avx512vnni::kProductLimits);
+  if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return of(avx512vnni::kProductLimits);
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }

@@ -10,6 +10,7 @@ const SplitKernels& split_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kSplitAvx2;
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kSplitAvx512;
+  if (isa == Isa::kAvx512Bf16) return kSplitAvx512Bf16;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no attention kernels yet");
 }

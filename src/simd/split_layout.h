@@ -10,8 +10,11 @@ inline constexpr int kGroupRows = 6;   // rows of a micro-kernel: 6 x 4 accumula
 inline constexpr int kBlockRows = 24;  // rows whose scores are live at once: 24 x 512 x 4 = 49 KB of L2
 inline constexpr int kStripCols = kSplitPositions;
 
+// Products in bf16 take elements in pairs: of a row of a query, and of a strip, where each key may stand alone.
+inline constexpr int kMostWords = 512 / 2, kMostPairs = kStripCols;
+
 struct Layout {
-  int64_t strip, panels, values, positions, bytes;  // offsets
+  int64_t strip, panels, values, positions, operands, rows, bytes;  // offsets
 };
 
 constexpr Layout layout(int64_t d, int64_t dv) {
@@ -20,7 +23,9 @@ constexpr Layout layout(int64_t d, int64_t dv) {
   l.panels = l.strip + up(kBlockRows * kStripCols * int64_t{4});
   l.values = l.panels + up(d * kStripCols * 4);
   l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);
-  l.bytes = l.positions + up(kStripCols * 4);
+  l.operands = l.positions + up(kStripCols * 4);
+  l.rows = l.operands + up(kBlockRows * (kMostWords + kMostPairs) * int64_t{4});
+  l.bytes = l.rows + up((2 * kMostPairs + 2) * static_cast<int64_t>(sizeof(void*)));
   return l;
 }
 

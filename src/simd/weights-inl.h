@@ -8,7 +8,9 @@
 namespace attend {
 namespace HWY_NAMESPACE {
 
-inline constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2 ? Isa::kAvx2 : Isa::kAvx512);
+inline constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2      ? Isa::kAvx2
+                                             : HWY_TARGET == HWY_AVX3_DL ? Isa::kAvx512Bf16
+                                                                         : Isa::kAvx512);
 
 class RowWeights {
  public:

@@ -15,6 +15,9 @@ struct LimitKernels {
   void (*exponential)(float* x, int64_t count) noexcept;
   // Reads all bytes (a multiple of 1024) once and returns a value that depends on them.
   uint64_t (*read)(const void* data, int64_t bytes) noexcept;
+  // Dot products of pairs of bf16, as multiply_add; null where the instruction set has none.
+  float (*bf16_multiply_add)(int64_t rounds) noexcept = nullptr;
+  int64_t bf16_flops_per_round = 0;
 };
 
 // Throws Error(kUnsupported) if this build has no kernels for it.

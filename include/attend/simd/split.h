@@ -14,6 +14,7 @@
 
 #include "attend/simd/hook.h"
 #include "attend/simd/normalizer.h"
+#include "attend/tensor/compute.h"
 #include "attend/tensor/key_view.h"
 
 namespace attend {
@@ -28,8 +29,10 @@ struct ColumnRanges {
 };
 
 struct SplitJob {
-  // Queries: heads x tokens rows, head-major, [rows, d] dense and already scaled.
+  // Queries: heads x tokens rows, head-major, [rows, d] dense, scaled already if compute is f32.
   const float* q;
+  Compute compute;
+  float score_scale;  // multiplies scores where compute is not f32; queries are not scaled then
   int heads, tokens, d, dv;
   const int32_t* q_position;  // [tokens]; for hooks
 

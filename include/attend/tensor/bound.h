@@ -55,6 +55,7 @@ struct SoftmaxNorms {
   double scale;       // as applied
   double bias = 0;    // largest finite magnitude
   double softcap = 0;
+  double operand = 0;  // relative error of rounding the operands of products to a type narrower than f32
 };
 
 // Largest absolute error of a score: the dot product's rounding (q scaled, then d fused steps), soft-cap (its tanh is
@@ -62,19 +63,25 @@ struct SoftmaxNorms {
 inline double softmax_score(const SoftmaxNorms& n) {
   const double score = n.scale * n.query * n.key;
   return kEpsilon * (static_cast<double>(n.d + 2) * score + (n.softcap > 0 ? 10 * std::min(n.softcap, score) : 0) +
-                     n.bias + score);
+                     n.bias + score) +
+         n.operand * (2 + n.operand) * score;
 }
 
 // Largest relative error of a weight exp(s - max): twice a score's, that of exp itself (4 epsilon) and of the range
 // that exp sees (0.4 epsilon, see exp_of).
 inline double softmax_weight(const SoftmaxNorms& n) {
-  return 2 * softmax_score(n) + 6 * kEpsilon;
+  return std::expm1(2 * softmax_score(n)) + 6 * kEpsilon;
+}
+
+// Of the products of weights with values, both rounded to the type of operands.
+inline double softmax_operands(const SoftmaxNorms& n) {
+  return n.operand * (2 + n.operand) * (1 + softmax_weight(n));
 }
 
 // |out - reference|: weights in numerator and denominator, then sums of up to 512 terms a split and one fold a split.
 inline double softmax(const SoftmaxNorms& n) {
   const double terms = static_cast<double>(std::min<int64_t>(n.keys, 512) + 6 * (n.keys / 512 + 1));
-  return n.value * (2 * softmax_weight(n) + 2 * kEpsilon * terms) + 1e-37;
+  return n.value * (2 * softmax_weight(n) + softmax_operands(n) + 2 * kEpsilon * terms) + 1e-37;
 }
 
 // |lse - reference|.
@@ -106,8 +113,8 @@ inline double softmax_slope_error(const SoftmaxGradientNorms& n) {
   const double weight =
       2 * softmax_weight(n.forward) +
       kEpsilon * static_cast<double>(std::min<int64_t>(n.forward.keys, 512) + 6 * (n.forward.keys / 512 + 1));
-  double error =
-      weight * (slope + 2 * product_of_norms) + 2 * gamma(n.dv + 4) * product_of_norms + 4 * kEpsilon * slope;
+  double error = weight * (slope + 2 * product_of_norms) + softmax_operands(n.forward) * product_of_norms +
+                 2 * gamma(n.dv + 4) * product_of_norms + 4 * kEpsilon * slope;
   if (n.forward.softcap > 0) error += slope * (20 * kEpsilon + 2 / n.forward.softcap * softmax_score(n.forward));
   return error;
 }

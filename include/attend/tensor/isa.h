@@ -12,4 +12,9 @@ constexpr std::string_view name_of(Isa isa) {
   return names[static_cast<int>(isa)];
 }
 
+// Whether code for Isa::kAvx512 runs where `isa` does.
+constexpr bool has_avx512(Isa isa) {
+  return isa >= Isa::kAvx512 && isa <= Isa::kAmx;
+}
+
 }  // namespace attend

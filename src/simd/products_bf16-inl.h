@@ -1,0 +1,273 @@
+// Products of a split by bf16 dot products (AVX512_BF16): pairs of neighbouring elements of D, and of neighbouring
+// keys, share 32-bit words. See math-inl.h on how it is included.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace attend {
+namespace HWY_NAMESPACE {
+
+// sum + x0 w0 + x1 w1 in each lane; denormal inputs and results count as zero.
+HWY_INLINE __m512 dot_pairs(__m512 sum, __m512i x, __m512i w) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+}
+
+// 16 elements as bf16, rounded to nearest even.
+HWY_INLINE __m256i load_bf16(const float* p) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(p)));
+}
+HWY_INLINE __m256i load_bf16(const F16* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_cvtph_ps(half)));
+}
+HWY_INLINE __m256i load_bf16(const BF16* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+// acc[r, v] += sum_k x[r, k] w[k, v] over words k: x is broadcast, w holds kCols vectors a row.
+template <int kRows, int kCols, bool kFromZero>
+HWY_INLINE void multiply_pairs(const uint32_t* HWY_RESTRICT x, int64_t x_stride, const uint32_t* HWY_RESTRICT w,
+                               int64_t w_stride, int64_t count, float* HWY_RESTRICT out, int64_t out_stride,
+                               float scale) {
+  __m512 acc[kRows][kCols];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kCols; ++v)
+      acc[r][v] = kFromZero ? _mm512_setzero_ps() : _mm512_loadu_ps(out + r * out_stride + v * 16);
+  for (int64_t k = 0; k < count; ++k) {
+    __m512i b[kCols];
+#pragma GCC unroll 8
+    for (int v = 0; v < kCols; ++v) b[v] = _mm512_loadu_si512(w + k * w_stride + v * 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i a = _mm512_set1_epi32(static_cast<int>(x[r * x_stride + k]));
+#pragma GCC unroll 8
+      for (int v = 0; v < kCols; ++v) acc[r][v] = dot_pairs(acc[r][v], a, b[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kCols; ++v)
+      _mm512_storeu_ps(out + r * out_stride + v * 16,
+                       kFromZero ? _mm512_mul_ps(acc[r][v], _mm512_set1_ps(scale)) : acc[r][v]);
+}
+
+class Bf16Products {
+ public:
+  Bf16Products(const SplitJob& job, int rows)
+      : job_(job), keys_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)), words_((job.d + 1) / 2) {
+    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
+    panels_ = reinterpret_cast<uint32_t*>(job.scratch + layout.panels);
+    values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
+    queries_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands);
+    weights_ = queries_ + kBlockRows * static_cast<int64_t>(kMostWords);
+    rows_ = reinterpret_cast<const void**>(job.scratch + layout.rows);
+    pair_keys();
+  }
+
+  void take_block(int first, int count, float* strip) {
+    strip_ = strip;
+    acc_ = job_.acc + first * job_.acc_stride;
+    for (int r = 0; r < count; ++r)
+      to_words(job_.q + static_cast<int64_t>(first + r) * job_.d, job_.d, queries_ + r * words_);
+  }
+
+  int panel_cols() const { return kPanelCols; }
+
+  void take_panel(int panel) {
+    first_col_ = panel * kPanelCols;
+    panel_ = panels_ + (one_block_ ? 0 : panel * words_ * kPanelCols);
+    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
+    packed_panels_ |= uint64_t{1} << panel;
+    const int begin = first_col_, end = begin + kPanelCols;
+    if (end > job_.cols) std::fill_n(panel_, words_ * kPanelCols, 0u);
+    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto* k, int64_t stride, int col, int count) {
+      pack_pairs(k, stride, count, panel_ + (col - begin));
+    });
+  }
+
+  void scores(int row, int rows) const {
+    const uint32_t* q = queries_ + row * words_;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_;
+    for_rows(rows, [&](auto n) {
+      multiply_pairs<n, 4, true>(q, words_, panel_, kPanelCols, words_, s, kStripCols, job_.score_scale);
+    });
+  }
+
+  // Rounds weights to bf16, each at the place of its key among pairs.
+  void take_weights(int row, int rows, const Spans& spans) {
+    for (int r = row; r < row + rows; ++r) {
+      const float* p = strip_ + static_cast<int64_t>(r) * kStripCols;
+      uint16_t* to = reinterpret_cast<uint16_t*>(weights_ + static_cast<int64_t>(r) * kMostPairs);
+      for (const Span& span : spans) {
+        const Span pairs = pairs_of(span);
+        to[2 * pairs.begin] = 0, to[2 * pairs.end - 1] = 0;
+        if (!dense_) std::fill(to + 2 * pairs.begin, to + 2 * pairs.end, uint16_t{0});
+      }
+      for (const Span& span : spans) {
+        if (!dense_) {
+          for (int c = span.begin; c < span.end; ++c) to[element(c)] = to_bf16(p[c]).bits;
+          continue;
+        }
+        for (int c = span.begin; c < span.end; c += 16)
+          _mm256_mask_storeu_epi16(to + element(c), static_cast<__mmask16>(0xffff >> std::max(0, c + 16 - span.end)),
+                                   load_bf16(p + c));
+      }
+    }
+  }
+
+  void add(int row, int rows, const Spans& spans) {
+    int done = 0;  // neighbouring spans may share a pair
+    for (const Span& span : spans) {
+      Span pairs = pairs_of(span);
+      pairs.begin = std::max(pairs.begin, done);
+      done = pairs.end;
+      if (!pairs.empty()) add(row, rows, pairs);
+    }
+  }
+
+  void add_seen(int row, const Span& range) {
+    if (range.empty()) return;
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    const Span pairs = pairs_of(range);
+    uint32_t seen[kMostPairs] = {};
+    for (int c = range.begin; c < range.end; ++c)
+      if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
+    const uint32_t* words = weights_ + static_cast<int64_t>(row) * kMostPairs;
+    float* acc = acc_ + row * job_.acc_stride;
+    for (int i = pairs.begin; i < pairs.end; ++i) {
+      const __m512i mask = _mm512_set1_epi32(static_cast<int>(seen[i])),
+                    weight = _mm512_and_si512(_mm512_set1_epi32(static_cast<int>(words[i])), mask);
+      for (int64_t c = 0; c < padded_; c += 16) {
+        const __m512i v = _mm512_and_si512(_mm512_loadu_si512(values_ + i * padded_ + c), mask);
+        _mm512_storeu_ps(acc + c, dot_pairs(_mm512_loadu_ps(acc + c), weight, v));
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPanelCols = 64;
+  static constexpr int kMostWords = split_layout::kMostWords;
+  static constexpr int kMostPairs = split_layout::kMostPairs;
+
+  // Keys are paired by position, 2 i with 2 i + 1: so sums do not depend on slots, nor on keys that no row sees.
+  void pair_keys() {
+    dense_ = !job_.k_position || job_.k_position[job_.cols - 1] - job_.k_position[0] == job_.cols - 1;
+    const int64_t first = job_.k_position ? job_.k_position[0] : job_.first_position;
+    odd_ = static_cast<int>(first % 2);
+    if (dense_) {
+      std::fill_n(rows_, job_.cols + 2, nullptr);
+    } else {
+      int next = 0;  // element after the last
+      for (int c = 0; c < job_.cols; ++c) {
+        const int position = job_.k_position[c];
+        const bool partner = position % 2 == 1 && c > 0 && job_.k_position[c - 1] == position - 1;
+        if (!partner) next = (next + 1) / 2 * 2 + position % 2;
+        element_[c] = static_cast<int16_t>(next++);
+      }
+      std::fill_n(rows_, next + 1, nullptr);
+    }
+    keys_.each_value_run(0, job_.cols, [&](const auto* v, int64_t stride, int col, int count) {
+      for (int i = 0; i < count; ++i) rows_[element(col + i)] = v + i * stride;
+    });
+  }
+
+  int element(int c) const { return dense_ ? c + odd_ : element_[c]; }
+  Span pairs_of(const Span& span) const { return {element(span.begin) / 2, element(span.end - 1) / 2 + 1}; }
+
+  // Elements [0, count) in pairs, an odd last one with a zero.
+  template <class T>
+  static void to_words(const T* x, int64_t count, uint32_t* words) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(words);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), load_bf16(x + i));
+    for (; i < count; ++i) to[i] = to_bf16(scalar_f32(x[i])).bits;
+    if (count % 2) to[count] = 0;
+  }
+
+  template <class T>
+  void pack_pairs(const T* keys, int64_t stride, int count, uint32_t* to) const {
+    // Words move as floats do: the transposition is the same.
+    float* panel = reinterpret_cast<float*>(to);
+    if constexpr (std::is_same_v<T, BF16>)
+      if (job_.d % 8 == 0 && stride % 2 == 0 && count % 16 == 0)
+        return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, words_, panel, kPanelCols);
+    alignas(64) uint32_t rows[16 * kMostWords];
+    for (int c = 0; c < count; c += 16) {
+      const int n = std::min(16, count - c);
+      for (int i = 0; i < n; ++i) to_words(keys + (c + i) * stride, job_.d, rows + i * words_);
+      pack_keys(reinterpret_cast<const float*>(rows), words_, n, words_, panel + c, kPanelCols);
+    }
+  }
+
+  void pack(const Span& pairs) {
+    constexpr int kChunk = 32;
+    for (int chunk = pairs.begin / kChunk; chunk * kChunk < pairs.end; ++chunk) {
+      if (packed_values_ >> chunk & 1) continue;
+      packed_values_ |= 1u << chunk;
+      const int end = std::min((chunk + 1) * kChunk, element(job_.cols - 1) / 2 + 1);
+      for (int i = chunk * kChunk; i < end; ++i) {
+        if (job_.v_type == DType::kF32) pack_pair<float>(i);
+        if (job_.v_type == DType::kF16) pack_pair<F16>(i);
+        if (job_.v_type == DType::kBF16) pack_pair<BF16>(i);
+      }
+    }
+  }
+
+  template <class T>
+  void pack_pair(int pair) {
+    alignas(64) uint16_t tail[2][16] = {};
+    uint32_t* to = values_ + pair * padded_;
+    const T* row[2] = {static_cast<const T*>(rows_[2 * pair]), static_cast<const T*>(rows_[2 * pair + 1])};
+    for (int64_t c = 0; c < padded_; c += 16) {
+      __m512i half[2];
+      for (int i = 0; i < 2; ++i) {
+        __m256i x = _mm256_setzero_si256();
+        if (row[i] && c + 16 <= job_.dv) {
+          x = load_bf16(row[i] + c);
+        } else if (row[i]) {
+          for (int64_t j = c; j < job_.dv; ++j) tail[i][j - c] = to_bf16(scalar_f32(row[i][j])).bits;
+          x = _mm256_load_si256(reinterpret_cast<const __m256i*>(tail[i]));
+        }
+        half[i] = _mm512_cvtepu16_epi32(x);
+      }
+      _mm512_storeu_si512(to + c, _mm512_or_si512(half[0], _mm512_slli_epi32(half[1], 16)));
+    }
+  }
+
+  void add(int row, int rows, const Span& pairs) {
+    pack(pairs);
+    const uint32_t* p = weights_ + static_cast<int64_t>(row) * kMostPairs + pairs.begin;
+    const uint32_t* v = values_ + pairs.begin * padded_;
+    int64_t c = 0;
+    for (; c + 64 <= padded_; c += 64) add_columns<4>(row, rows, p, v + c, pairs.end - pairs.begin, c);
+    if (c + 32 <= padded_) add_columns<2>(row, rows, p, v + c, pairs.end - pairs.begin, c), c += 32;
+    if (c < padded_) add_columns<1>(row, rows, p, v + c, pairs.end - pairs.begin, c);
+  }
+
+  template <int kCols>
+  void add_columns(int row, int rows, const uint32_t* p, const uint32_t* v, int64_t count, int64_t c) const {
+    float* out = acc_ + row * job_.acc_stride + c;
+    for_rows(rows, [&](auto n) {
+      multiply_pairs<n, kCols, false>(p, kMostPairs, v, padded_, count, out, job_.acc_stride, 1);
+    });
+  }
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  uint32_t *panels_, *values_, *queries_, *weights_, *panel_ = nullptr;
+  const void** rows_;  // of values, by element; null where a pair has one key
+  float *strip_ = nullptr, *acc_ = nullptr;
+  bool one_block_, dense_ = true;
+  int odd_ = 0, first_col_ = 0;
+  int64_t padded_, words_;
+  uint64_t packed_panels_ = 0;
+  uint32_t packed_values_ = 0;
+  int16_t element_[kStripCols];
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attend

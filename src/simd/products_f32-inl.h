@@ -1,0 +1,224 @@
+// Products of a split in f32: queries with panels of keys, weights with values. See math-inl.h on how it is included.
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "attend/simd/split.h"
+#include "simd/split_layout.h"
+
+namespace attend {
+namespace HWY_NAMESPACE {
+
+using split_layout::kBlockRows;
+using split_layout::kGroupRows;
+
+// Keys and values of a job, by its columns.
+class JobKeys {
+ public:
+  explicit JobKeys(const SplitJob& job) : job_(job) {}
+
+  // Calls f(pointer to row 0, stride, first column, count) for the runs of keys under columns [begin, end).
+  template <class F>
+  void each_key_run(int begin, int end, F f) const {
+    each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
+      typed(job_.k_type, run.k, [&](const auto* k) { f(k + row * run.k_stride, run.k_stride, col, count); });
+    });
+  }
+  template <class F>
+  void each_value_run(int begin, int end, F f) const {
+    each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
+      typed(job_.v_type, run.v, [&](const auto* v) { f(v + row * run.v_stride, run.v_stride, col, count); });
+    });
+  }
+
+ private:
+  template <class F>
+  void each_run(int begin, int end, F f) const {
+    for (const KeyRun& run : job_.runs) {
+      const int64_t from = std::max<int64_t>(run.first_slot, job_.first_slot + begin);
+      const int64_t to = std::min<int64_t>(run.first_slot + run.count, job_.first_slot + end);
+      if (from >= to) continue;
+      f(run, from - run.first_slot, static_cast<int>(from - job_.first_slot), static_cast<int>(to - from));
+    }
+  }
+  template <class F>
+  static void typed(DType type, const void* base, F f) {
+    if (type == DType::kF32) return f(static_cast<const float*>(base));
+    if (type == DType::kF16) return f(static_cast<const F16*>(base));
+    f(static_cast<const BF16*>(base));
+  }
+
+  const SplitJob& job_;
+};
+
+// Hidden keys have this weight where something could make others 0; see RowWeights.
+HWY_INLINE bool marked_hidden(float weight) {
+  return std::bit_cast<uint32_t>(weight) == 0x80000000u;
+}
+
+// f(std::integral_constant<int, rows>) for 1 <= rows <= 6.
+template <class F>
+HWY_INLINE void for_rows(int rows, F f) {
+  switch (rows) {
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    default:
+      return f(std::integral_constant<int, 1>());
+  }
+}
+
+// kRound: every operand is rounded to bf16 first, as Compute::kBF16 asks for.
+template <bool kRound>
+class F32Products {
+ public:
+  F32Products(const SplitJob& job, int rows)
+      : job_(job), keys_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)) {
+    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
+    panels_ = reinterpret_cast<float*>(job.scratch + layout.panels);
+    values_ = reinterpret_cast<float*>(job.scratch + layout.values);
+    queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
+    // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
+    const int vecs = job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
+    panel_cols_ = vecs * static_cast<int>(kLanes);
+    const bool narrow = job.dv % 16 != 0;
+    pack_values_ = kRound || (rows >= kPackValuesRows ? job.v_type != DType::kF32 || narrow : narrow);
+  }
+
+  // The rows that follow are those from `first` on, their strip at `strip`.
+  void take_block(int first, int count, float* strip) {
+    strip_ = strip;
+    acc_ = job_.acc + first * job_.acc_stride;
+    q_ = job_.q + static_cast<int64_t>(first) * job_.d;
+    if constexpr (kRound) {
+      std::copy_n(q_, static_cast<int64_t>(count) * job_.d, queries_);
+      round_to_bf16(queries_, static_cast<int64_t>(count) * job_.d);
+      q_ = queries_;
+    }
+  }
+
+  int panel_cols() const { return panel_cols_; }
+
+  // Packs a panel of keys, unless it is.
+  void take_panel(int panel) {
+    first_col_ = panel * panel_cols_;
+    panel_ = panels_ + (one_block_ ? 0 : panel * job_.d * panel_cols_);
+    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
+    packed_panels_ |= uint64_t{1} << panel;
+    const int begin = first_col_, end = begin + panel_cols_;
+    if (end > job_.cols) std::fill_n(panel_, job_.d * panel_cols_, 0.0f);
+    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto* k, int64_t stride, int col, int count) {
+      pack_keys(k, stride, count, job_.d, panel_ + (col - begin), panel_cols_);
+    });
+    if constexpr (kRound) round_to_bf16(panel_, job_.d * panel_cols_);
+  }
+
+  // Scores of 1 to 6 rows with the panel taken.
+  void scores(int row, int rows) const {
+    const float* q = q_ + static_cast<int64_t>(row) * job_.d;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_;
+    for_rows(rows, [&](auto n) {
+      if (panel_cols_ == kVecs * kLanes) return score_panel<n, kVecs>(q, job_.d, panel_, s, kStripCols);
+      score_panel<n, 2>(q, job_.d, panel_, s, kStripCols);
+    });
+    if constexpr (kRound) {
+      for (int r = 0; r < rows; ++r)
+        for (int c = 0; c < panel_cols_; ++c) s[r * kStripCols + c] *= job_.score_scale;
+    }
+  }
+
+  // The strip now holds the weights of these rows, over `spans` rounded outwards to 16 columns.
+  void take_weights(int row, int rows, const Spans& spans) {
+    if constexpr (kRound) {
+      for (int r = row; r < row + rows; ++r)
+        for (const Span& span : spans) {
+          const int begin = span.begin / 16 * 16, end = (span.end + 15) / 16 * 16;
+          round_to_bf16(strip_ + static_cast<int64_t>(r) * kStripCols + begin, end - begin);
+        }
+    }
+  }
+
+  // acc += p v over all spans, for 1 to 6 rows.
+  void add(int row, int rows, const Spans& spans) {
+    for (const Span& span : spans) add(row, rows, span);
+  }
+
+  // The same for one row and only those keys in `range` whose weights are not marked as hidden.
+  void add_seen(int row, const Span& range) {
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    for (int c = range.begin; c < range.end; ++c)
+      if (!marked_hidden(p[c])) add(row, 1, Span{c, c + 1});
+  }
+
+ private:
+  // From here on rows share f32 copies of the values; fewer read them in place.
+  static constexpr int kPackValuesRows = 13;
+
+  static void round_to_bf16(float* x, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) x[i] = to_f32(to_bf16(x[i]));
+  }
+
+  void add(int row, int rows, const Span& span) {
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    if (pack_values_) {
+      pack(span.begin, span.end);
+      add_columns<false>(row, rows, p + span.begin, values_ + span.begin * padded_, padded_, span.end - span.begin);
+      return;
+    }
+    keys_.each_value_run(span.begin, span.end, [&](const auto* v, int64_t stride, int col, int count) {
+      add_columns<true>(row, rows, p + col, v, stride, count);
+    });
+  }
+
+  void pack(int begin, int end) {
+    constexpr int kChunk = 64;
+    for (int chunk = begin / kChunk; chunk * kChunk < end; ++chunk) {
+      if (packed_values_ >> chunk & 1) continue;
+      packed_values_ |= 1u << chunk;
+      keys_.each_value_run(chunk * kChunk, std::min(job_.cols, (chunk + 1) * kChunk),
+                           [&](const auto* v, int64_t stride, int col, int count) {
+                             float* to = values_ + col * padded_;
+                             pack_values(v, stride, count, job_.dv, padded_, to);
+                             if constexpr (kRound) round_to_bf16(to, count * padded_);
+                           });
+    }
+  }
+
+  template <bool kAhead, class T>
+  void add_columns(int row, int rows, const float* p, const T* v, int64_t v_stride, int count) const {
+    int64_t c = 0;
+    for (; c + kVecs * kLanes <= padded_; c += kVecs * kLanes)
+      add_rows<kVecs, kAhead>(row, rows, p, v + c, v_stride, count, c);
+    if constexpr (kVecs == 4)
+      if (c + 2 * kLanes <= padded_) add_rows<2, kAhead>(row, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
+    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(row, rows, p, v + c, v_stride, count, c);
+  }
+
+  template <int kCols, bool kAhead, class T>
+  void add_rows(int row, int rows, const float* p, const T* v, int64_t v_stride, int count, int64_t c) const {
+    float* out = acc_ + row * job_.acc_stride + c;
+    for_rows(rows, [&](auto n) {
+      add_values<n, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, job_.acc_stride);
+    });
+  }
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  float *panels_, *values_, *queries_, *panel_ = nullptr, *strip_ = nullptr, *acc_ = nullptr;
+  const float* q_ = nullptr;
+  bool one_block_, pack_values_;
+  int64_t padded_;
+  int panel_cols_, first_col_ = 0;
+  uint64_t packed_panels_ = 0;
+  uint32_t packed_values_ = 0;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attend

@@ -1,0 +1,10 @@
+#if defined(__x86_64__)
+#include "simd/target_avx512bf16.h"
+//
+#include "simd/split_kernel-inl.h"
+#include "simd/split_table.h"
+
+namespace attend {
+const SplitKernels kSplitAvx512Bf16 = {N_AVX3_DL::attend_split, N_AVX3_DL::fold, N_AVX3_DL::finish};
+}
+#endif
