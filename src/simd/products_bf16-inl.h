@@ -219,23 +219,23 @@ class Bf16Products {
 
   template <class T>
   void pack_pair(int pair) {
-    alignas(64) uint16_t tail[2][16] = {};
+    const T *low = static_cast<const T*>(rows_[2 * pair]), *high = static_cast<const T*>(rows_[2 * pair + 1]);
     uint32_t* to = values_ + pair * padded_;
-    const T* row[2] = {static_cast<const T*>(rows_[2 * pair]), static_cast<const T*>(rows_[2 * pair + 1])};
-    for (int64_t c = 0; c < padded_; c += 16) {
-      __m512i half[2];
-      for (int i = 0; i < 2; ++i) {
-        __m256i x = _mm256_setzero_si256();
-        if (row[i] && c + 16 <= job_.dv) {
-          x = load_bf16(row[i] + c);
-        } else if (row[i]) {
-          for (int64_t j = c; j < job_.dv; ++j) tail[i][j - c] = to_bf16(scalar_f32(row[i][j])).bits;
-          x = _mm256_load_si256(reinterpret_cast<const __m256i*>(tail[i]));
-        }
-        half[i] = _mm512_cvtepu16_epi32(x);
+    int64_t c = 0;
+    if (low && high)
+      for (; c + 16 <= job_.dv; c += 16) _mm512_storeu_si512(to + c, join(load_bf16(low + c), load_bf16(high + c)));
+    for (; c < padded_; c += 16) {
+      alignas(64) uint16_t half[2][16] = {};
+      for (int64_t j = c; j < std::min<int64_t>(job_.dv, c + 16); ++j) {
+        if (low) half[0][j - c] = to_bf16(scalar_f32(low[j])).bits;
+        if (high) half[1][j - c] = to_bf16(scalar_f32(high[j])).bits;
       }
-      _mm512_storeu_si512(to + c, _mm512_or_si512(half[0], _mm512_slli_epi32(half[1], 16)));
+      _mm512_storeu_si512(to + c, join(_mm256_load_si256(reinterpret_cast<const __m256i*>(half[0])),
+                                       _mm256_load_si256(reinterpret_cast<const __m256i*>(half[1]))));
     }
+  }
+  static HWY_INLINE __m512i join(__m256i low, __m256i high) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
   }
 
   void add(int row, int rows, const Span& pairs) {

@@ -119,13 +119,16 @@ class RowWeights {
   float largest(const float* s, const Spans& spans) const {
     const F32 d;
     Vec top[64 / kLanes];
+#pragma GCC unroll 16
     for (Vec& t : top) t = hn::Set(d, kNegInf);
     for (const Span& span : spans) {
       int c = span.begin;
       for (; c + 64 <= span.end; c += 64)
+#pragma GCC unroll 16
         for (int i = 0; i < 64 / kLanes; ++i) top[i] = hn::Max(magnitude(hn::LoadU(d, s + c + i * kLanes)), top[i]);
       for (; c < span.end; c += static_cast<int>(kLanes)) top[0] = hn::Max(magnitude(hn::LoadU(d, s + c)), top[0]);
     }
+#pragma GCC unroll 16
     for (int i = 1; i < 64 / kLanes; ++i) top[0] = hn::Max(top[i], top[0]);
     return hn::GetLane(hn::MaxOfLanes(d, top[0]));
   }
@@ -143,26 +146,39 @@ class RowWeights {
   }
 
   void exponentials(int row, float* s, const Spans& spans, float shift) const {
+    const bool with_sign = job_.normalizer == Normalizer::kSignedSoftmax;
+    if (with_sign) {
+      exponentials<true, true>(row, s, spans, shift);
+    } else if (mark_ || job_.given_inverse) {
+      exponentials<false, true>(row, s, spans, shift);
+    } else {
+      exponentials<false, false>(row, s, spans, shift);
+    }
+  }
+
+  template <bool kSigned, bool kMarked>
+  void exponentials(int row, float* s, const Spans& spans, float shift) const {
     const F32 d;
     const Vec offset = hn::Set(d, shift), hidden = hn::Set(d, kNegInf);
     const Vec inverse = hn::Set(d, job_.given_inverse ? job_.given_inverse[row] : 1.0f);
-    const bool with_sign = job_.normalizer == Normalizer::kSignedSoftmax, mark = mark_ || with_sign;
     Vec lanes[16 / kLanes];
     for (auto& lane : lanes) lane = hn::Zero(d);
     for (const Span& span : spans)
+#pragma GCC unroll 4
       for (int c = span.begin; c < span.end; c += 16)
+#pragma GCC unroll 4
         for (int i = 0; i < 16 / kLanes; ++i) {
           float* at = s + c + i * kLanes;
           const Vec x = hn::LoadU(d, at);
-          Vec p = exp_of(hn::Sub(magnitude(x), offset));
-          if (job_.given_inverse) p = hn::Mul(p, inverse);
+          Vec p = exp_of(hn::Sub(kSigned ? magnitude(x) : x, offset));
+          if constexpr (kMarked) p = hn::Mul(p, inverse);
           lanes[i] = hn::Add(lanes[i], p);
-          if (with_sign) p = hn::Add(hn::CopySign(p, x), hn::Zero(d));
+          if constexpr (kSigned) p = hn::Add(hn::CopySign(p, x), hn::Zero(d));
           // Hidden keys are told from underflow by the sign of their zero.
-          if (mark) p = hn::IfThenElse(hn::Eq(x, hidden), hn::Set(d, -0.0f), p);
+          if constexpr (kMarked) p = hn::IfThenElse(hn::Eq(x, hidden), hn::Set(d, -0.0f), p);
           hn::StoreU(p, d, at);
         }
-    job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans, with_sign);
+    job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans, kSigned);
   }
 
   // Calls a hook on a row; what is hidden before is so after, and nothing else looks like it.
@@ -209,12 +225,20 @@ class RowWeights {
 
   // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes
   // nothing, so it does not matter at which position column 0 stands.
-  static float total(const Vec* lanes) {
-    alignas(64) float x[16];
-    for (int i = 0; i < 16 / kLanes; ++i) hn::Store(lanes[i], F32(), x + i * kLanes);
-    for (int half = 8; half >= 1; half /= 2)
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
+  static float total(Vec* lanes) {
+    for (int half = 8 / kLanes; half >= 1; half /= 2)
+      for (int i = 0; i < half; ++i) lanes[i] = hn::Add(lanes[i], lanes[i + half]);
+    return total_of_lanes<kLanes>(lanes[0]);
+  }
+  template <int64_t kCount, class V>
+  static HWY_INLINE float total_of_lanes(V x) {
+    if constexpr (kCount > 4) {
+      const hn::Half<hn::DFromV<V>> half;
+      return total_of_lanes<kCount / 2>(hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+    } else {
+      x = hn::Add(x, hn::Shuffle1032(x));
+      return hn::GetLane(hn::Add(x, hn::Shuffle2301(x)));
+    }
   }
 
   // Keys with gaps between their positions: each still counts in the lane of its position.
