@@ -216,8 +216,7 @@ class Scheduler {
     for (int64_t g = 0; g < p_.group; ++g)
       for (int64_t t = 0; t < block.tokens; ++t) {
         const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
-        float* to = w.q + (g * block.tokens + t) * p_.d;
-        for (int64_t i = 0; i < p_.d; ++i) to[i] = from[i] * scale;
+        kernels_.scale(from, p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
       }
   }
 

@@ -205,7 +205,8 @@ class Backward {
         if (!groups_[g].touches(begin, begin + kPanelCols)) continue;
         const int r = g * kGroupRows;
         with_rows(group_end(g) - r, [&](auto rows) {
-          score_panel<rows(), kVecs>(x + r * width, width, panels + begin * width, row(strip, r) + begin, kStride);
+          score_panel<rows(), kVecs>(x + r * width, width, panels + begin * width, kVecs * kLanes,
+                                     row(strip, r) + begin, kStride);
         });
       }
   }

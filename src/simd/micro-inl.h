@@ -13,10 +13,10 @@ inline constexpr int kVecs = 2;
 inline constexpr int kVecs = 4;
 #endif
 
-// s[r, c] = sum_k q[r, k] panel[k, c] for a panel of kCols vectors, ascending k.
+// s[r, c] = sum_k q[r, k] panel[k, c] for kCols vectors of columns, ascending k.
 template <int kRows, int kCols>
 HWY_INLINE void score_panel(const float* HWY_RESTRICT q, int64_t d_count, const float* HWY_RESTRICT panel,
-                            float* HWY_RESTRICT s, int64_t s_stride) {
+                            int64_t panel_stride, float* HWY_RESTRICT s, int64_t s_stride) {
   const F32 d;
   Vec acc[kRows][kCols];
 #pragma GCC unroll 8
@@ -26,7 +26,7 @@ HWY_INLINE void score_panel(const float* HWY_RESTRICT q, int64_t d_count, const 
   for (int64_t k = 0; k < d_count; ++k) {
     Vec b[kCols];
 #pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) b[v] = hn::LoadU(d, panel + k * kCols * kLanes + v * kLanes);
+    for (int v = 0; v < kCols; ++v) b[v] = hn::LoadU(d, panel + k * panel_stride + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vec a = hn::Set(d, q[r * d_count + k]);

@@ -1,9 +1,17 @@
-// Merging and normalising partials (see attend/simd/split.h). See math-inl.h on how it is included.
+// Queries on their way in, partials on their way out (see attend/simd/split.h). See math-inl.h on how it is included.
 #include <algorithm>
 #include <cmath>
 
 namespace attend {
 namespace HWY_NAMESPACE {
+
+void scale(const float* from, int64_t count, float factor, float* to) noexcept {
+  const F32 d;
+  const Vec by = hn::Set(d, factor);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(d, from + i), by), d, to + i);
+  for (; i < count; ++i) to[i] = from[i] * factor;
+}
 
 void fold(const PartialRows& into, const PartialRows& from, int64_t rows, int64_t dv) noexcept {
   const F32 d;

@@ -89,11 +89,14 @@ class Bf16Products {
     });
   }
 
-  void scores(int row, int rows) const {
-    const uint32_t* q = queries_ + row * words_;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_;
+  void scores(int row, int rows, int begin, int end) const {
+    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    const uint32_t *q = queries_ + row * words_, *panel = panel_ + begin;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
-      multiply_pairs<n, 4, true>(q, words_, panel_, kPanelCols, words_, s, kStripCols, job_.score_scale);
+      for_vectors((end - begin) / 16, [&](auto vectors) {
+        multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripCols, job_.score_scale);
+      });
     });
   }
 

@@ -75,6 +75,15 @@ HWY_INLINE void for_rows(int rows, F f) {
   }
 }
 
+// The same for 1 to 4 vectors.
+template <class F>
+HWY_INLINE void for_vectors(int64_t vectors, F f) {
+  if (vectors == 4) return f(std::integral_constant<int, 4>());
+  if (vectors == 3) return f(std::integral_constant<int, 3>());
+  if (vectors == 2) return f(std::integral_constant<int, 2>());
+  f(std::integral_constant<int, 1>());
+}
+
 // kRound: every operand is rounded to bf16 first, as Compute::kBF16 asks for.
 template <bool kRound>
 class F32Products {
@@ -120,17 +129,18 @@ class F32Products {
     if constexpr (kRound) round_to_bf16(panel_, job_.d * panel_cols_);
   }
 
-  // Scores of 1 to 6 rows with the panel taken.
-  void scores(int row, int rows) const {
-    const float* q = q_ + static_cast<int64_t>(row) * job_.d;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_;
+  // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
+  void scores(int row, int rows, int begin, int end) const {
+    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panel_ + begin;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
-      if (panel_cols_ == kVecs * kLanes) return score_panel<n, kVecs>(q, job_.d, panel_, s, kStripCols);
-      score_panel<n, 2>(q, job_.d, panel_, s, kStripCols);
+      for_vectors((end - begin) / kLanes,
+                  [&](auto vectors) { score_panel<n, vectors>(q, job_.d, panel, panel_cols_, s, kStripCols); });
     });
     if constexpr (kRound) {
       for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < panel_cols_; ++c) s[r * kStripCols + c] *= job_.score_scale;
+        for (int i = 0; i < end - begin; ++i) s[r * kStripCols + i] *= job_.score_scale;
     }
   }
 
@@ -204,9 +214,8 @@ class F32Products {
   template <int kCols, bool kAhead, class T>
   void add_rows(int row, int rows, const float* p, const T* v, int64_t v_stride, int count, int64_t c) const {
     float* out = acc_ + row * job_.acc_stride + c;
-    for_rows(rows, [&](auto n) {
-      add_values<n, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, job_.acc_stride);
-    });
+    for_rows(rows,
+             [&](auto n) { add_values<n, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, job_.acc_stride); });
   }
 
   const SplitJob& job_;

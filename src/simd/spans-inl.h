@@ -28,6 +28,15 @@ class Spans {
   bool touches(int first, int last) const {
     return std::any_of(begin(), end(), [&](const Span& s) { return s.begin < last && first < s.end; });
   }
+  // From the first to the last column of [first, last) in them.
+  Span within(int first, int last) const {
+    Span hull{last, first};
+    for (const Span& s : *this) {
+      hull.begin = std::min(hull.begin, std::max(s.begin, first));
+      hull.end = std::max(hull.end, std::min(s.end, last));
+    }
+    return hull;
+  }
   void append(Span s) {
     if (count_ > 0 && spans_[count_ - 1].end == s.begin) {
       spans_[count_ - 1].end = s.end;

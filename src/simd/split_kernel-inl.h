@@ -10,6 +10,7 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/micro-inl.h"
 #include "simd/partial-inl.h"
 #include "simd/weights-inl.h"
+// What follows needs what precedes.
 #include "simd/products_f32-inl.h"
 #if ATTEND_BF16_DOT
 #include "simd/products_bf16-inl.h"
@@ -79,8 +80,9 @@ class Split {
       if (!all.touches(begin, end)) continue;
       products_.take_panel(panel);
       for (int g = 0; g < group_count; ++g)
-        if (groups[g].touches(begin, end))
-          products_.scores(g * kGroupRows, std::min(kGroupRows, count - g * kGroupRows));
+        if (const Span seen = groups[g].within(begin, end); !seen.empty())
+          products_.scores(g * kGroupRows, std::min(kGroupRows, count - g * kGroupRows), seen.begin - begin,
+                           seen.end - begin);
     }
   }
 

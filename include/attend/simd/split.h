@@ -78,6 +78,8 @@ struct PartialRows {
 
 struct SplitKernels {
   void (*attend)(const SplitJob&) noexcept;
+  // to[i] = from[i] * factor.
+  void (*scale)(const float* from, int64_t count, float factor, float* to) noexcept;
   // into <- into + from, row by row: an associative merge with the empty partial as identity.
   void (*fold)(const PartialRows& into, const PartialRows& from, int64_t rows, int64_t dv) noexcept;
   // out[r] = acc[r] / sum[r], 0 for an empty row; `sink` (one logit a row, or null) joins the denominator.
