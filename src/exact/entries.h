@@ -8,6 +8,7 @@ void register_coca(Registry& registry);
 void register_cope(Registry& registry);
 void register_dca(Registry& registry);
 void register_fire(Registry& registry);
+void register_harmonic(Registry& registry);
 void register_kerple(Registry& registry);
 void register_rcmha(Registry& registry);
 void register_relative(Registry& registry);

@@ -25,9 +25,9 @@ View batch_of(const View& x, int64_t b) {
 }  // namespace
 
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
-                    const AttnOut& out, Context& context, const RopeAngles* angles) {
+                    const AttnOut& out, Context& context, const RopeAngles* angles, const Variant& variant) {
   const SoftmaxOptions softmax{.causal = options.causal, .scale = options.scale};
-  const exact::Problem p = exact::check(in, softmax, kOp);
+  const exact::Problem p = exact::check(in, softmax, kOp, variant);
   exact::check_outputs(p, in, out, kOp);
   exact::check_parameter(kOp, {"bases", bases, {p.batch}, "[B]"}, out);
   exact::check_parameter(kOp, {"short_factors", factors.short_factors, {factors.short_factors.shape[0]}, "[dims / 2]"},
@@ -66,7 +66,7 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
     rope_rotate(batch_of(in.q, b), batch_of(at, b), turn, options.rope.interleaved, batch_of(rotated.q, b), context);
     if (!views) rope_rotate(batch_of(in.k, b), {}, turn, options.rope.interleaved, batch_of(rotated.k, b), context);
   }
-  softmax_attention(rotated, softmax, out, context);
+  softmax_attention(rotated, softmax, out, context, variant);
 }
 
 void merge_buckets(const View& logits, const View& out) {

@@ -107,6 +107,7 @@ void register_exact(Registry& registry) {
   register_cope(registry);
   register_dca(registry);
   register_fire(registry);
+  register_harmonic(registry);
   register_kerple(registry);
   register_rcmha(registry);
   register_relative(registry);

@@ -79,14 +79,15 @@ void rope_rotate(const View& x, const View& positions, const RopeAngles& angles,
 // "attention buckets"), whose output distributions merge_buckets() merges. Keys as arrays come unrotated, at positions
 // 0, 1, ..; the text's length is Tk. Those of key views were rotated when they were stored: then `bases`, and scalings
 // that depend on the text's length, are refused. `angles`, if given, are those of options.rope for heads as wide as
-// these, and replace bases and factors.
+// these, and replace bases and factors. `variant` is that of softmax_attention.
 struct RopeAttentionOptions {
   bool causal = false;
   double scale = 0;  // 0: 1/sqrt(D)
   RopeOptions rope = {};
 };
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
-                    const AttnOut& out, Context& context, const RopeAngles* angles = nullptr);
+                    const AttnOut& out, Context& context, const RopeAngles* angles = nullptr,
+                    const Variant& variant = {});
 
 // Merges the output distributions of N parallel readings of one text: out[v] = sum_n a[n] p[n,v] / sum_n a[n], p[n,.]
 // the softmax of logits[n,.] and a[n] = max over v of p[n,v] its confidence (arXiv:2312.04455, section 3.2). logits
