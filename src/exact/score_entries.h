@@ -6,6 +6,7 @@
 
 #include "attend/exact/attention_operator.h"
 #include "attend/tensor/registry.h"
+#include "exact/score_bound.h"
 
 namespace attend {
 
@@ -13,6 +14,7 @@ namespace attend {
 void register_scores(Registry& registry);
 
 void register_affine(Registry& registry);
+void register_cat_geometry(Registry& registry);
 void register_cog(Registry& registry);
 void register_dcmha(Registry& registry);
 void register_differential(Registry& registry);
@@ -62,12 +64,6 @@ inline double sum_error(int64_t keys) {
 // Norms as softmax_norms() gives them, of other arrays.
 inline bound::SoftmaxNorms norms_of(const Spec& spec, const View& q, const View& k, const View& v) {
   return softmax_norms(spec, {{"q", q}, {"k", k}, {"v", v}});
-}
-inline double largest(const View& v) {
-  double most = 0;
-  for (int64_t i = 0; i < v.count(); ++i)
-    if (const double x = std::abs(value_at(v, i)); std::isfinite(x)) most = std::max(most, x);
-  return most;
 }
 
 // What one row has to do with, in double: for bounds that depend on more than norms.
