@@ -12,21 +12,34 @@
 
 namespace attend {
 
-BlockMask::BlockMask(const Hook& hook, const MaskSizes& sizes, Context& context) : sizes_(sizes) {
+BlockMask::BlockMask(const MaskSizes& sizes) : sizes_(sizes) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (sizes.batch < 1 || sizes.heads < 1 || sizes.queries < 0 || sizes.keys < 0 || sizes.queries > kMost ||
       sizes.keys > kMost || sizes.batch > kMost || sizes.heads > kMost)
     throw Error(ErrorKind::kArgument, "block_mask", "sizes",
                 fmt::format("[{}, {}, {}, {}]", sizes.batch, sizes.heads, sizes.queries, sizes.keys),
                 "must be at least [1, 1, 0, 0] and below 2^31");
-  const int isa = static_cast<int>(active_isa(context));
   const int64_t rows = sizes.batch * sizes.heads * query_blocks(), columns = key_blocks();
-  std::vector<std::vector<uint64_t>> words(static_cast<size_t>(rows));
   try {
     blocks_.resize(static_cast<size_t>(rows * columns));
   } catch (const std::exception&) {
     throw Error(ErrorKind::kMemory, "block_mask", "blocks", fmt::format("{} x {}", rows, columns), "don't fit memory");
   }
+}
+
+BlockMask::BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees)
+    : BlockMask(sizes) {
+  size_t at = 0;
+  for (int64_t b = 0; b < sizes.batch; ++b)
+    for (int64_t h = 0; h < sizes.heads; ++h)
+      for (int64_t i = 0; i < query_blocks(); ++i)
+        for (int64_t j = 0; j < key_blocks(); ++j) blocks_[at++] = sees(b, h, i, j) ? kFull : kEmpty;
+}
+
+BlockMask::BlockMask(const Hook& hook, const MaskSizes& sizes, Context& context) : BlockMask(sizes) {
+  const int isa = static_cast<int>(active_isa(context));
+  const int64_t rows = sizes.batch * sizes.heads * query_blocks(), columns = key_blocks();
+  std::vector<std::vector<uint64_t>> words(static_cast<size_t>(rows));
   // A row of blocks is a task; the numbers of partial blocks are made ascending afterwards.
   parallel_for(context.threads, rows, [&](int64_t row, int) {
     if (context.stop.stop_requested()) return;

@@ -14,6 +14,7 @@ void register_scores(Registry& registry) {
   register_lla(registry);
   register_lssar(registry);
   register_mla(registry);
+  register_prflash(registry);
   register_probabilistic(registry);
   register_relu(registry);
   register_reversed(registry);

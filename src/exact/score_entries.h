@@ -24,6 +24,7 @@ void register_hsa(Registry& registry);
 void register_lla(Registry& registry);
 void register_lssar(Registry& registry);
 void register_mla(Registry& registry);
+void register_prflash(Registry& registry);
 void register_probabilistic(Registry& registry);
 void register_relu(Registry& registry);
 void register_reversed(Registry& registry);

@@ -8,6 +8,7 @@
 //
 // Source   Dong et al. 2024, arXiv:2412.05496, section 3.2 (full, partial and empty blocks).
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "attend/simd/hook.h"
@@ -29,6 +30,9 @@ class BlockMask {
   // Cost: batch * heads * queries * keys calls; memory 4 bytes a block and 512 a partial one. Throws Error(kArgument)
   // for sizes below 1 (batch, heads) or 0, Error(kMemory), Error(kCancelled).
   BlockMask(const Hook& hook, const MaskSizes& sizes, Context& context);
+  // Of whole blocks: sees(batch, head, query block, key block) is asked once a block. Cost: as many calls; throws as
+  // above but for Error(kCancelled).
+  BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees);
 
   const MaskSizes& sizes() const { return sizes_; }
   int64_t query_blocks() const { return (sizes_.queries + kBlock - 1) / kBlock; }
@@ -51,6 +55,8 @@ class BlockMask {
   double density() const;
 
  private:
+  explicit BlockMask(const MaskSizes& sizes);  // checked, with room for its blocks
+
   MaskSizes sizes_;
   std::vector<int32_t> blocks_;
   std::vector<uint64_t> words_;

@@ -1,0 +1,77 @@
+// The registry's entry for prflash.
+#include "attend/exact/attention_operator.h"
+#include "attend/exact/prflash.h"
+#include "attend/reference/prflash.h"
+#include "exact/score_entries.h"
+
+namespace attend {
+namespace {
+
+constexpr Option kOptions[] = {
+    option::kScale,
+    {"block", "tokens", "side of a block; multiples of 64 cost least", "64", OptionType::kInteger, 1, 1e9},
+    {"power", "", "a block at distance n takes part with probability (1 + n)^-power", "1", OptionType::kReal, 0, 1e6},
+    {"seed", "", "another one draws another round", "0", OptionType::kInteger, 0, 1e15},
+};
+constexpr Port kIn[] = {
+    port::kQ,
+    port::kK,
+    port::kV,
+    port::kKvLens,
+    port::kQPositions,
+    {"probability", "Distances", "f32", false, "of each distance in blocks, the last also beyond; instead of power", 0,
+     1},
+};
+constexpr Port kOut[] = {port::kOut, port::kLse};
+constexpr Paper kPapers[] = {
+    {"The Nature of Mathematical Modeling and Probabilistic Optimization Engineering in Generative AI", "2410.18441",
+     "237"},
+};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "cross", "grouped"};
+
+PrFlashOptions options_from(const Spec& spec) {
+  return {.scale = spec.real("scale"),
+          .block = spec.integer("block"),
+          .power = spec.real("power"),
+          .seed = spec.integer("seed")};
+}
+
+constexpr Entry kEntry = {
+    .kind = Kind::kMechanism,
+    .name = "prflash",
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over j <= i of scale * q[i].k[j] where block J of j takes part for block I of i\n"
+        "J takes part for I  <=>  J = I or draw(seed, I, J) < 2^32 (1 + I - J)^-power",
+    .summary = "causal attention to blocks drawn with a probability that falls with their distance",
+    .options = kOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kPapers,
+    .traits = {.exact_for = "power = 0, where every block takes part; else the blocks that are drawn",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny},
+    .notes =
+        "237: the abstract says a probability distribution over block distances; the paper's own was not at hand, so "
+        "power is ours and the port `probability` takes any. Blocks are shared by batch entries and heads, and weights "
+        "are not rescaled. Forward only.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "prflash", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            prflash_attention(qkv, array(in, "probability", "prflash"), o, out, context);
+          });
+    },
+    .reference = [](const Spec& spec) { return make_prflash_reference(options_from(spec)); },
+    .bound = softmax_bound,
+    .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Distances" ? 3 : -1; },
+};
+
+}  // namespace
+
+void register_prflash(Registry& registry) {
+  registry.add(kEntry);
+}
+
+}  // namespace attend
