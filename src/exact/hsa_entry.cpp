@@ -66,6 +66,18 @@ constexpr Entry kHsa = {
     .refuses = [](const Spec&, const Sizes& sizes) -> std::string_view {
       return sizes.tq == sizes.tk ? "" : "is self-attention: as many queries as keys";
     },
+    .pairs =
+        [](const Spec& spec, const Sizes& sizes) {
+          // The children of every node meet one another and themselves.
+          const int64_t branch = spec.integer("branch");
+          double pairs = 0;
+          for (int64_t nodes = sizes.tk; nodes > 1; nodes = (nodes - 1) / branch + 1) {
+            const double full = static_cast<double>(nodes / branch), wide = static_cast<double>(branch),
+                         rest = static_cast<double>(nodes % branch);
+            pairs += full * wide * wide + rest * rest;
+          }
+          return pairs;
+        },
 };
 
 }  // namespace

@@ -36,6 +36,21 @@ PrFlashOptions options_from(const Spec& spec) {
           .seed = spec.integer("seed")};
 }
 
+// Pairs j <= i whose blocks take part.
+double drawn_pairs(const Spec& spec, const Sizes& sizes) {
+  const PrFlashOptions options = options_from(spec);
+  const int64_t blocks = (std::max<int64_t>(1, sizes.tk) + options.block - 1) / options.block;
+  const std::vector<bool> drawn = prflash_blocks(blocks, {}, options);
+  double pairs = 0;
+  for (int64_t i = std::max<int64_t>(0, sizes.tk - sizes.tq); i < sizes.tk; ++i) {
+    const int64_t own = i / options.block;
+    pairs += static_cast<double>(i - own * options.block + 1);
+    for (int64_t j = 0; j < own; ++j)
+      pairs += static_cast<double>(drawn[static_cast<size_t>(own * blocks + j)] ? options.block : 0);
+  }
+  return pairs;
+}
+
 constexpr Entry kEntry = {
     .kind = Kind::kMechanism,
     .name = "prflash",
@@ -66,6 +81,7 @@ constexpr Entry kEntry = {
     .reference = [](const Spec& spec) { return make_prflash_reference(options_from(spec)); },
     .bound = softmax_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Distances" ? 3 : -1; },
+    .pairs = drawn_pairs,
 };
 
 }  // namespace

@@ -87,6 +87,20 @@ constexpr Entry kTensor = {
           static_cast<double>(sizes.tq) * static_cast<double>(sizes.tk) * static_cast<double>(sizes.tk);
       return spec.integer("order") > 0 || triples < 0x1p29 ? "" : "is cubic: such a text takes minutes";
     },
+    .pairs =
+        [](const Spec& spec, const Sizes& sizes) {
+          // With every pair of keys that it sees; of the polynomial, features times values in units of a pair.
+          double pairs = 0;
+          for (int64_t i = 0; i < sizes.tq; ++i) {
+            const double seen = static_cast<double>(
+                spec.flag("causal") ? std::clamp<int64_t>(i + sizes.tk - sizes.tq + 1, 0, sizes.tk) : sizes.tk);
+            pairs += seen * seen;
+          }
+          if (spec.integer("order") == 0) return pairs;
+          const double features = static_cast<double>(tensor_features(sizes.d, spec.integer("order")));
+          return features * static_cast<double>((sizes.tq + 2 * sizes.tk) * sizes.dv) /
+                 static_cast<double>(sizes.d + sizes.dv);
+        },
 };
 
 }  // namespace

@@ -129,6 +129,9 @@ struct Entry {
   int passes = 0;
   // Why the mechanism does not take such sizes (say, fewer kv heads than query heads), empty if it does. Null: any.
   std::string_view (*refuses)(const Spec&, const Sizes&) = nullptr;
+  // How often the definition multiplies a query with a key in one head, where it is not once for every pair that
+  // options and patterns make visible: what benchmarks count as work. Null: as often.
+  double (*pairs)(const Spec&, const Sizes&) = nullptr;
 };
 
 // The shape of a port for given sizes; a number in Port::shape stands for itself. Throws Error(kUnsupported) for an
