@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "reference/inputs.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -79,11 +79,11 @@ class SoftmaxReference : public Operator {
       for (int64_t j = 0; j < keys.count; ++j) {
         if (!r.sees(j)) continue;
         const double weight = r.weight(j), d_score = weight * (d_weight[static_cast<size_t>(j)] - mean + from_lse);
-        if (d_bias.data) add(d_bias, {b, h, i, j}, d_score);
+        add(d_bias, {b, h, i, j}, d_score);
         const double d_dot = d_score * r.slope[static_cast<size_t>(j)] * scale;
         for (int64_t c = 0; c < q.shape[3]; ++c) {
-          if (dq.data) add(dq, {b, h, i, c}, d_dot * keys.k(j, c));
-          if (dk.data) add(dk, {b, keys.head, j, c}, d_dot * element(q, {b, h, i, c}));
+          add(dq, {b, h, i, c}, d_dot * keys.k(j, c));
+          add(dk, {b, keys.head, j, c}, d_dot * element(q, {b, h, i, c}));
         }
         for (int64_t c = 0; d_out.data && dv.data && c < dv.shape[3]; ++c)
           add(dv, {b, keys.head, j, c}, weight * element(d_out, {b, h, i, c}));
@@ -136,21 +136,6 @@ class SoftmaxReference : public Operator {
     if (sinks.data && !r.empty()) r.total += std::exp(element(sinks, {h}) - r.offset());
     return r;
   }
-
-  static void clear(const View& v) {
-    for (int64_t i = 0; v.data && i < v.count(); ++i) *address(v, i) = 0;
-  }
-  // Gradients are f64 and dense; axes of 1 gather what they repeat.
-  static void add(const View& v, std::initializer_list<int64_t> index, double x) {
-    int axis = 0;
-    int64_t at = 0;
-    for (int64_t i : index) {
-      at = at * v.shape[axis] + (v.shape[axis] == 1 ? 0 : i);
-      ++axis;
-    }
-    *address(v, at) += x;
-  }
-  static double* address(const View& v, int64_t index) { return v.as<double>() + index; }
 
   SoftmaxOptions o_;
 };
