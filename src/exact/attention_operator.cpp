@@ -54,20 +54,26 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
 }
 
 double softmax_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  const bound::SoftmaxNorms norms = softmax_norms(spec, in);
+  return softmax_bound(softmax_norms(spec, in), in, output);
+}
+
+bound::SoftmaxGradientNorms gradient_norms(const bound::SoftmaxNorms& norms, const Tensors& in) {
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), v = array(in, "v", "bound");
+  return {.forward = norms,
+          .rows = q.shape[2] * (q.shape[1] / k.shape[1]),
+          .dv = v.shape[3],
+          .value = exact::largest_row(v),
+          .d_out = exact::largest_row(array(in, "grad out", "bound")),
+          .d_lse = exact::largest(array(in, "grad lse", "bound")),
+          .q_max = exact::largest(q),
+          .k_max = exact::largest(k)};
+}
+
+double softmax_bound(const bound::SoftmaxNorms& norms, const Tensors& in, std::string_view output) {
   if (output == "lse") return bound::softmax_lse(norms);
   if (output == "out") return bound::softmax(norms);
-  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), v = array(in, "v", "bound"),
-             bias = array(in, "bias", "bound");
-  const int64_t rows = q.shape[2] * (q.shape[1] / k.shape[1]);
-  const bound::SoftmaxGradientNorms n{.forward = norms,
-                                      .rows = rows,
-                                      .dv = v.shape[3],
-                                      .value = exact::largest_row(v),
-                                      .d_out = exact::largest_row(array(in, "grad out", "bound")),
-                                      .d_lse = exact::largest(array(in, "grad lse", "bound")),
-                                      .q_max = exact::largest(q),
-                                      .k_max = exact::largest(k)};
+  const bound::SoftmaxGradientNorms n = gradient_norms(norms, in);
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), bias = array(in, "bias", "bound");
   if (output == "grad q") return bound::softmax_dq(n);
   if (output == "grad k") return bound::softmax_dk(n);
   if (output == "grad v") return bound::softmax_dv(n);

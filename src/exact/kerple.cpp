@@ -6,9 +6,11 @@
 #include <cmath>
 #include <vector>
 
+#include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
 #include "exact/elementary.h"
 #include "exact/parameter.h"
+#include "exact/score_gradients.h"
 
 namespace attend {
 namespace {
@@ -34,41 +36,124 @@ std::vector<float> checked(std::string_view name, const View& view, int64_t head
   return values;
 }
 
+[[gnu::always_inline]] inline float distance(int32_t i, int32_t j) {
+  return std::abs(static_cast<float>(i - j));
+}
+
+// The numbers of each head, and what the options say they mean.
+struct Fall {
+  std::vector<float> amount, rate;
+  bool log, power;
+
+  Fall(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options, const AttnOut& out)
+      : log(options.log), power(parameters.rate.data != nullptr) {
+    const int64_t heads = in.q.rank == 4 ? std::max<int64_t>(0, in.q.shape[1]) : 0;
+    exact::check_parameter(kOp, {"amount", parameters.amount, {heads}, "[Hq]"}, out);
+    exact::check_parameter(kOp, {"rate", parameters.rate, {heads}, "[Hq]"}, out);
+    amount.resize(static_cast<size_t>(heads));
+    rate.assign(static_cast<size_t>(heads), 1);
+    for (size_t h = 0; h < amount.size(); ++h)
+      amount[h] = static_cast<float>(alibi_slope(h, static_cast<uint64_t>(heads)));
+    if (parameters.amount.data) amount = checked("amount", parameters.amount, heads, 1e30);
+    if (parameters.rate.data) rate = checked("rate", parameters.rate, heads, options.log ? 1e6 : 2);
+  }
+
+  // use(hook) of s - fall.
+  template <class Use>
+  void with_scores(const Use& use) const {
+    const float *a = amount.data(), *r = rate.data();
+    if (log) {
+      auto falls = [=](float s, int, int head, int32_t i, int32_t j) {
+        return s - a[head] * exact::log_of(1 + r[head] * distance(i, j));
+      };
+      use(make_hook(falls));
+    } else if (power) {
+      auto falls = [=](float s, int, int head, int32_t i, int32_t j) {
+        const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
+        return s - a[head] * (d < 1 ? 0 : raised);
+      };
+      use(make_hook(falls));
+    } else {
+      auto falls = [=](float s, int, int head, int32_t i, int32_t j) { return s - a[head] * distance(i, j); };
+      use(make_hook(falls));
+    }
+  }
+
+  // use(hook) of s times the derivative of the fall: by amount, or by rate.
+  template <class Use>
+  void with_slopes(bool by_rate, const Use& use) const {
+    const float *a = amount.data(), *r = rate.data();
+    if (log && by_rate) {
+      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
+        const float d = distance(i, j);
+        return s * (a[head] * (d / (1 + r[head] * d)));
+      };
+      use(make_hook(slope));
+    } else if (log) {
+      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
+        return s * exact::log_of(1 + r[head] * distance(i, j));
+      };
+      use(make_hook(slope));
+    } else if (by_rate) {
+      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
+        const float d = distance(i, j), safe = d < 1 ? 1 : d;  // ln 1 = 0
+        return s * (a[head] * (exact::power_of(safe, r[head]) * exact::log_of(safe)));
+      };
+      use(make_hook(slope));
+    } else {
+      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
+        const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
+        return s * (d < 1 ? 0 : raised);
+      };
+      use(make_hook(slope));
+    }
+  }
+};
+
+// to[h] = - sum over pairs of slope(gradient of the score).
+void sum_by_head(const exact::BackwardCall& call, const Hook& slope, const View& to, Context& context) {
+  const int64_t heads = call.in.q.shape[1], keys = call.in.k.shape[2];
+  const int isa = static_cast<int>(active_isa(context));
+  std::vector<int32_t> k_position(static_cast<size_t>(keys));
+  for (size_t j = 0; j < k_position.size(); ++j) k_position[j] = static_cast<int32_t>(j);
+  std::vector<double> sums(static_cast<size_t>(heads), 0);
+  exact::each_score_gradient(call, context, [&](int64_t h, int32_t position, float* gradient) {
+    Tile tile{gradient, keys, 1, static_cast<int>(keys), 0, static_cast<int>(h), &position, k_position.data()};
+    slope.run[isa](slope.self, tile);
+    for (int64_t j = 0; j < keys; ++j) sums[static_cast<size_t>(h)] -= static_cast<double>(gradient[j]);
+  });
+  for (int64_t h = 0; h < heads; ++h) *to.at<float>({h}) = static_cast<float>(sums[static_cast<size_t>(h)]);
+}
+
 }  // namespace
 
 void kerple_attention(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options,
                       const AttnOut& out, Context& context) {
-  const int64_t heads = in.q.rank == 4 ? std::max<int64_t>(0, in.q.shape[1]) : 0;
-  exact::check_parameter(kOp, {"amount", parameters.amount, {heads}, "[Hq]"}, out);
-  exact::check_parameter(kOp, {"rate", parameters.rate, {heads}, "[Hq]"}, out);
-  std::vector<float> amount(static_cast<size_t>(heads)), rate(static_cast<size_t>(heads), 1);
-  for (size_t h = 0; h < amount.size(); ++h)
-    amount[h] = static_cast<float>(alibi_slope(h, static_cast<uint64_t>(heads)));
-  if (parameters.amount.data) amount = checked("amount", parameters.amount, heads, 1e30);
-  if (parameters.rate.data) rate = checked("rate", parameters.rate, heads, options.log ? 1e6 : 2);
-  const float *a = amount.data(), *r = rate.data();
+  const Fall fall(in, parameters, options, out);
+  fall.with_scores([&](const Hook& hook) {
+    softmax_attention(in, {.causal = options.causal, .scale = options.scale}, out, context, {.score = &hook});
+  });
+}
+
+void kerple_attention_backward(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options,
+                               const AttnOut& forward, const AttnOutGrad& grad_out, const KerpleGrad& grad_in,
+                               Context& context) {
   const SoftmaxOptions softmax{.causal = options.causal, .scale = options.scale};
-  auto run = [&](auto& fall) {
-    const Hook hook = make_hook(fall);
-    softmax_attention(in, softmax, out, context, {.score = &hook});
-  };
-  if (options.log) {
-    auto fall = [&](float s, int, int head, int32_t i, int32_t j) {
-      return s - a[head] * exact::log_of(1 + r[head] * std::abs(static_cast<float>(i - j)));
-    };
-    run(fall);
-  } else if (parameters.rate.data) {
-    auto fall = [&](float s, int, int head, int32_t i, int32_t j) {
-      const float d = std::abs(static_cast<float>(i - j)), power = exact::power_of(d < 1 ? 1 : d, r[head]);
-      return s - a[head] * (d < 1 ? 0 : power);
-    };
-    run(fall);
-  } else {
-    auto fall = [&](float s, int, int head, int32_t i, int32_t j) {
-      return s - a[head] * std::abs(static_cast<float>(i - j));
-    };
-    run(fall);
-  }
+  const Fall fall(in, parameters, options, {});
+  auto one = [](float, int, int, int32_t, int32_t) { return 1.0f; };
+  const Hook unit = make_hook(one);
+  fall.with_scores([&](const Hook& hook) {
+    const Variant variant{.score = &hook, .score_slope = &unit};
+    const exact::BackwardCall call{in, softmax, forward, grad_out, variant};
+    exact::check_parameter_gradients(
+        kOp, call, grad_in.attention,
+        {{"amount", grad_in.amount, parameters.amount}, {"rate", grad_in.rate, parameters.rate}});
+    softmax_attention_backward(in, softmax, forward, grad_out, grad_in.attention, context, variant);
+    if (grad_in.amount.data)
+      fall.with_slopes(false, [&](const Hook& slope) { sum_by_head(call, slope, grad_in.amount, context); });
+    if (grad_in.rate.data)
+      fall.with_slopes(true, [&](const Hook& slope) { sum_by_head(call, slope, grad_in.rate, context); });
+  });
 }
 
 }  // namespace attend

@@ -26,7 +26,8 @@ constexpr Paper kPapers[] = {
     {"KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation", "2205.09921", ""},
     {"Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation", "2108.12409", ""},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v", "amount", "rate"};
 
 KerpleOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .log = spec.flag("log")};
@@ -35,6 +36,16 @@ KerpleOptions options_from(const Spec& spec) {
 class Kerple : public AttentionOperator {
  public:
   explicit Kerple(const KerpleOptions& options) : AttentionOperator("kerple", kIn, kOut), options_(options) {}
+
+  void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    const KerpleGrad gradients{{array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")},
+                               array(grad_in, "amount"),
+                               array(grad_in, "rate")};
+    kerple_attention_backward(inputs(in, 0), {array(in, "amount"), array(in, "rate")}, options_,
+                              {array(out, "out"), array(out, "lse")}, {array(grad_out, "out"), array(grad_out, "lse")},
+                              gradients, context);
+  }
 
  protected:
   void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
@@ -51,6 +62,8 @@ double kerple_bound(const Spec& spec, const Tensors& in, std::string_view output
   const bound::SoftmaxNorms norms = softmax_norms(spec, in);
   const View amounts = array(in, "amount", "bound"), rates = array(in, "rate", "bound");
   const double amount = amounts.data ? exact::largest(amounts) : 1, rate = rates.data ? exact::largest(rates) : 1;
+  double rate_least = rate;
+  for (int64_t h = 0; rates.data && h < rates.count(); ++h) rate_least = std::min(rate_least, value_at(rates, h));
   auto fall = [&](double d) {
     if (spec.flag("log")) return amount * std::log(1 + rate * d);
     return d < 1 ? 0 : amount * std::pow(d, rate);
@@ -58,7 +71,18 @@ double kerple_bound(const Spec& spec, const Tensors& in, std::string_view output
   const exact::Reach reach = exact::reach_of(in, spec.flag("causal"));
   const double counted =
       std::min(fall(reach.farthest), fall(reach.nearest) + 2 * norms.scale * norms.query * norms.key + 104);
-  return exact::scored(norms, counted, bound::kEpsilon * (2 * amount + 12 * counted), output);
+  const bound::SoftmaxNorms scores = exact::with_scores(norms, counted, bound::kEpsilon * (2 * amount + 12 * counted));
+  // Derivatives of a fall grow with distance.
+  const double d = reach.farthest;
+  if (output == "grad amount") {
+    const double slope = spec.flag("log") ? std::log(1 + rate * d) : d < 1 ? 0 : std::pow(d, rate);
+    return exact::parameter_gradient(scores, in, slope, 16 * bound::kEpsilon);
+  }
+  if (output == "grad rate") {
+    const double slope = spec.flag("log") ? d / (1 + rate_least * d) : std::pow(d, rate) * std::log(std::max(1.0, d));
+    return exact::parameter_gradient(scores, in, amount * slope, 24 * bound::kEpsilon);
+  }
+  return softmax_bound(scores, in, output);
 }
 
 constexpr Entry kEntry = {
@@ -74,7 +98,11 @@ constexpr Entry kEntry = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes = "ALiBi where neither amount nor rate is given. No position encoding at all is the mechanism softmax.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Kerple>(options_from(spec)); },
     .reference = [](const Spec& spec) { return make_kerple_reference(options_from(spec)); },

@@ -25,9 +25,22 @@ double largest(const View& v) {
   return most;
 }
 
-double scored(bound::SoftmaxNorms norms, double added, double error, std::string_view output) {
+bound::SoftmaxNorms with_scores(bound::SoftmaxNorms norms, double added, double error) {
   norms.bias += added + error / bound::kEpsilon;  // a bias counts with one epsilon
+  return norms;
+}
+
+double scored(bound::SoftmaxNorms norms, double added, double error, std::string_view output) {
+  norms = with_scores(norms, added, error);
   return output == "lse" ? bound::softmax_lse(norms) : bound::softmax(norms);
+}
+
+double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double slope, double error) {
+  const bound::SoftmaxGradientNorms n = gradient_norms(norms, in);
+  const View q = array(in, "q", "bound");
+  const double rows = static_cast<double>(q.shape[0] * q.shape[2]);
+  return rows * slope * (bound::softmax_slope_error(n) + (error + 8 * bound::kEpsilon) * bound::softmax_slope(n)) +
+         1e-37;
 }
 
 Reach reach_of(const Tensors& in, bool causal) {

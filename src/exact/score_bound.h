@@ -20,6 +20,14 @@ inline double rotary_error(const bound::SoftmaxNorms& norms) {
   return 10 * bound::kEpsilon * norms.scale * norms.query * norms.key;
 }
 
+// The norms of scores with `added` magnitude and `error` beside those of the dot product.
+bound::SoftmaxNorms with_scores(bound::SoftmaxNorms norms, double added, double error);
+
+// Of the gradient of a number that moves the score of a pair by at most `slope`, itself with a relative error of
+// `error`: the gradients of a row's scores err by their weights, which add up to 1, times what softmax_slope_error
+// says.
+double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double slope, double error);
+
 // The largest distance of a query to the nearest key that it sees, and to any key.
 struct Reach {
   double nearest, farthest;

@@ -1,6 +1,6 @@
 #include "attend/reference/kerple.h"
 
-#include "reference/softmax_over.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -24,22 +24,51 @@ class KerpleReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), amounts = optional(in, "amount"), rates = optional(in, "rate");
-    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) {
-      const double distance = std::abs(static_cast<double>(at.position - at.keys.position(j)));
-      const double amount = amounts.data ? element(amounts, {at.h}) : slope(at.h, q.shape[1]);
-      const double rate = rates.data ? element(rates, {at.h}) : 1;
-      double fall = 0;
-      if (o_.log) {
-        fall = std::log(1 + rate * distance);
-      } else if (distance > 0) {
-        fall = std::pow(distance, rate);
-      }
-      return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) - amount * fall;
-    });
+    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k"),
+               d_amount = optional(grad_in, "amount"), d_rate = optional(grad_in, "rate");
+    for (const View& grad : {dq, dk, d_amount, d_rate}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) {
+          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
+          const Numbers n = numbers(in, at, j);
+          add(d_amount, {at.h}, -d * fall(n));
+          if (n.distance == 0) return;
+          add(d_rate, {at.h},
+              -d * n.amount *
+                  (o_.log ? n.distance / (1 + n.rate * n.distance)
+                          : std::pow(n.distance, n.rate) * std::log(n.distance)));
+        });
   }
 
  private:
+  struct Numbers {
+    double distance, amount, rate;
+  };
+  static Numbers numbers(const Tensors& in, const Query& at, int64_t j) {
+    const View amounts = optional(in, "amount"), rates = optional(in, "rate");
+    return {std::abs(static_cast<double>(at.position - at.keys.position(j))),
+            amounts.data ? element(amounts, {at.h}) : slope(at.h, required(in, "q").shape[1]),
+            rates.data ? element(rates, {at.h}) : 1};
+  }
+
+  // Of an amount of 1.
+  double fall(const Numbers& n) const {
+    if (o_.log) return std::log(1 + n.rate * n.distance);
+    return n.distance > 0 ? std::pow(n.distance, n.rate) : 0;
+  }
+
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View& q = required(in, "q");
+    const Numbers n = numbers(in, at, j);
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) - n.amount * fall(n);
+  }
+
   KerpleOptions o_;
 };
 

@@ -1,6 +1,6 @@
 #include "attend/reference/t5_bias.h"
 
-#include "reference/softmax_over.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -16,14 +16,29 @@ class T5BiasReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), &table = required(in, "table");
-    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) {
-      const int64_t place = bucket(at.keys.position(j) - at.position, table.shape[0]);
-      return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) + element(table, {place, at.h});
-    });
+    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), &table = required(in, "table"), dq = optional(grad_in, "q"),
+               dk = optional(grad_in, "k"), d_table = optional(grad_in, "table");
+    for (const View& grad : {dq, dk, d_table}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) {
+          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
+          add(d_table, {bucket(at.keys.position(j) - at.position, table.shape[0]), at.h}, d);
+        });
   }
 
  private:
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View &q = required(in, "q"), &table = required(in, "table");
+    const int64_t place = bucket(at.keys.position(j) - at.position, table.shape[0]);
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) + element(table, {place, at.h});
+  }
+
   int64_t bucket(int64_t relative, int64_t buckets) const {
     int64_t first = 0, distance = -relative;
     if (!o_.causal) {

@@ -57,6 +57,9 @@ View array(const Tensors& tensors, std::string_view name, std::string_view op);
 bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in);
 // The bound of plain softmax attention: `out`, `lse`, and gradients.
 double softmax_bound(const Spec& spec, const Tensors& in, std::string_view output);
+// The same of norms that hold what is added to the scores, too; what gradients have to do with beside them.
+double softmax_bound(const bound::SoftmaxNorms& norms, const Tensors& in, std::string_view output);
+bound::SoftmaxGradientNorms gradient_norms(const bound::SoftmaxNorms& norms, const Tensors& in);
 
 class AttentionOperator : public Operator {
  public:

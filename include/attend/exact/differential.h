@@ -34,6 +34,17 @@ struct DifferentialIn {
 void differential_attention(const DifferentialIn& in, const DifferentialOptions& options, const View& out,
                             Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct DifferentialGrad {
+  View q = {}, k = {}, v = {}, q_noise = {}, k_noise = {}, lambda = {};
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. Both attentions are computed again. Source: the
+// derivative of the definition; each attention as in softmax_attention_backward (attend/exact/softmax.h). Cost: that of
+// both, forward and backward; memory O(B (Hq + Hn) Tq Dv + B Hkv Tk Dv). Errors as above.
+void differential_attention_backward(const DifferentialIn& in, const DifferentialOptions& options, const View& grad_out,
+                                     const DifferentialGrad& grad_in, Context& context);
+
 // The learned lambda of a layer (equation 2): exp(q1 . k1) - exp(q2 . k2) + initial; the paper's initial value is
 // 0.8 - 0.6 exp(-0.3 layer), counted from 0. Throws Error(kArgument) for vectors of different lengths.
 double differential_lambda(std::span<const float> q1, std::span<const float> k1, std::span<const float> q2,

@@ -31,4 +31,16 @@ struct KerpleParameters {
 void kerple_attention(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options,
                       const AttnOut& out, Context& context);
 
+struct KerpleGrad {
+  AttnGrad attention = {};
+  View amount = {}, rate = {};  // [Hq] f32, of parameters that are given
+};
+
+// As softmax_attention_backward (attend/exact/softmax.h), and the gradients of the parameters: -d fall / d parameter
+// summed over all pairs with the gradients of their scores. Cost: that of softmax_attention_backward, once more for
+// each parameter; memory O(Hq * 64 * Tk) floats.
+void kerple_attention_backward(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options,
+                               const AttnOut& forward, const AttnOutGrad& grad_out, const KerpleGrad& grad_in,
+                               Context& context);
+
 }  // namespace attend

@@ -23,4 +23,14 @@ namespace attend {
 void t5_bias_attention(const Qkv& in, const View& table, const T5BiasOptions& options, const AttnOut& out,
                        Context& context);
 
+struct T5BiasGrad {
+  AttnGrad attention = {};
+  View table = {};  // [N, Hq] f32
+};
+
+// As softmax_attention_backward (attend/exact/softmax.h), and the gradient of the table: those of the scores, summed by
+// bucket. Cost: that of softmax_attention_backward, once more for the table; memory O(Hq * 64 * Tk) floats.
+void t5_bias_attention_backward(const Qkv& in, const View& table, const T5BiasOptions& options, const AttnOut& forward,
+                                const AttnOutGrad& grad_out, const T5BiasGrad& grad_in, Context& context);
+
 }  // namespace attend
