@@ -75,7 +75,7 @@ inline double softmax_weight(const SoftmaxNorms& n) {
 
 // Of the products of weights with values, both rounded to the type of operands.
 inline double softmax_operands(const SoftmaxNorms& n) {
-  return n.operand * (2 + n.operand) * (1 + softmax_weight(n));
+  return n.operand == 0 ? 0 : n.operand * (2 + n.operand) * (1 + softmax_weight(n));  // the weight may be infinite
 }
 
 // |out - reference|: weights in numerator and denominator, then sums of up to 512 terms a split and one fold a split.
