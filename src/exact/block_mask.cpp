@@ -27,13 +27,15 @@ BlockMask::BlockMask(const MaskSizes& sizes) : sizes_(sizes) {
   }
 }
 
-BlockMask::BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees)
+BlockMask::BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees,
+                     int64_t first_query_block)
     : BlockMask(sizes) {
-  size_t at = 0;
-  for (int64_t b = 0; b < sizes.batch; ++b)
-    for (int64_t h = 0; h < sizes.heads; ++h)
-      for (int64_t i = 0; i < query_blocks(); ++i)
-        for (int64_t j = 0; j < key_blocks(); ++j) blocks_[at++] = sees(b, h, i, j) ? kFull : kEmpty;
+  std::fill(blocks_.begin(), blocks_.end(), kEmpty);
+  for (int64_t head = 0; head < sizes.batch * sizes.heads; ++head)
+    for (int64_t i = std::max<int64_t>(0, first_query_block); i < query_blocks(); ++i)
+      for (int64_t j = 0; j < key_blocks(); ++j)
+        if (sees(head / sizes.heads, head % sizes.heads, i, j))
+          blocks_[static_cast<size_t>((head * query_blocks() + i) * key_blocks() + j)] = kFull;
 }
 
 BlockMask::BlockMask(const Hook& hook, const MaskSizes& sizes, Context& context) : BlockMask(sizes) {

@@ -81,10 +81,13 @@ void prflash_attention(const Qkv& in, const View& probability, const PrFlashOpti
   const Draws draws((sizes.queries + side - 1) / side, probability, options);
   auto run = [&](const BlockMask& mask) { softmax_attention(in, softmax, out, context, {.mask = &mask}); };
   if (side % BlockMask::kBlock == 0) {
-    const int64_t ratio = side / BlockMask::kBlock, from = first / BlockMask::kBlock;
-    run(BlockMask(sizes, [&](int64_t, int64_t, int64_t query_block, int64_t key_block) {
-      return query_block >= from && draws.takes_part(query_block / ratio, key_block / ratio);
-    }));
+    const int64_t ratio = side / BlockMask::kBlock;
+    run(BlockMask(
+        sizes,
+        [&](int64_t, int64_t, int64_t query_block, int64_t key_block) {
+          return draws.takes_part(query_block / ratio, key_block / ratio);
+        },
+        first / BlockMask::kBlock));
   } else {
     auto seen = [&](int, int, int32_t i, int32_t j) {
       return i >= first && j <= i && draws.takes_part(i / side, j / side);

@@ -30,9 +30,10 @@ class BlockMask {
   // Cost: batch * heads * queries * keys calls; memory 4 bytes a block and 512 a partial one. Throws Error(kArgument)
   // for sizes below 1 (batch, heads) or 0, Error(kMemory), Error(kCancelled).
   BlockMask(const Hook& hook, const MaskSizes& sizes, Context& context);
-  // Of whole blocks: sees(batch, head, query block, key block) is asked once a block. Cost: as many calls; throws as
-  // above but for Error(kCancelled).
-  BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees);
+  // Of whole blocks: sees(batch, head, query block, key block) is asked once a block; blocks of queries before the
+  // first are empty. Cost: as many calls; throws as above but for Error(kCancelled).
+  BlockMask(const MaskSizes& sizes, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& sees,
+            int64_t first_query_block = 0);
 
   const MaskSizes& sizes() const { return sizes_; }
   int64_t query_blocks() const { return (sizes_.queries + kBlock - 1) / kBlock; }
