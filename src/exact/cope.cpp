@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "attend/simd/hook_math.h"
 #include "attend/simd/product.h"
 #include "attend/simd/split.h"
 #include "attend/tensor/error.h"
-#include "exact/elementary.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
 #include "exact/tile_hook.h"
@@ -49,7 +49,7 @@ struct Counts {
       float* gate = count[r];
 #pragma omp simd
       for (int c = 0; c < t.cols; ++c) {
-        const float g = exact::sigmoid_of(s[c]);
+        const float g = hook_sigmoid(s[c]);
         gate[c] = t.k_position[c] <= i ? g : 0;
       }
       total[r] = later ? later[r] : 0;

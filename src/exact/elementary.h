@@ -1,6 +1,6 @@
 #pragma once
-// ln, powers and exp of one float, without branches or library calls, so that the loop of a hook is vectorised.
-// Relative errors are in units of 2^-24.
+// ln and powers of one float, beside attend/simd/hook_math.h's exp and sigmoid: without branches or library calls, so
+// that the loop of a hook is vectorised. Relative errors are in units of 2^-24.
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -49,14 +49,6 @@ struct Scaled {
   return (x + 12582912.0f) - 12582912.0f;
 }
 
-// e^x, x clamped to +-80. Error 4.
-[[gnu::always_inline]] inline float exp_of(float x) {
-  x = x > 80 ? 80 : x;
-  x = x < -80 ? -80 : x;
-  const float n = rounded(x * 1.44269504f);
-  return scaled_exp(n, std::fma(n, -1.42860677e-6f, std::fma(n, -0.693145752f, x)));
-}
-
 // x^p for x >= 1, 0 <= p <= 2 and x^p < 2^120: with x = 2^e m it is 2^(p e + p log2 m), whose product p e does not
 // round. Error 10: that of p log2 m (at most 1, error 5), of the sum (1) and of the series, times ln 2.
 [[gnu::always_inline]] inline float power_of(float x, float p) {
@@ -64,11 +56,6 @@ struct Scaled {
   const float t = p * (log_of_mantissa(parts.mantissa) * 1.44269504f);
   const float n = rounded(std::fma(p, parts.exponent, t));
   return scaled_exp(n, (std::fma(p, parts.exponent, -n) + t) * 0.693147181f);
-}
-
-// 1 / (1 + e^-x). Error 7.
-[[gnu::always_inline]] inline float sigmoid_of(float x) {
-  return 1 / (1 + exp_of(-x));
 }
 
 }  // namespace attend::exact
