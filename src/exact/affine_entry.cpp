@@ -14,17 +14,47 @@ constexpr Port kIn[] = {port::kQ,      port::kK,
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {
     {"Affine-Scaled Attention: Towards Flexible and Stable Transformer Attention", "2602.23057", "289"}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v", "alpha"};
 
 AffineOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .average = spec.real("average")};
 }
 
+class Affine : public AttentionOperator {
+ public:
+  explicit Affine(const AffineOptions& options) : AttentionOperator("affine", kIn, kOut), options_(options) {}
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    const AffineGrad gradients{array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v"), array(grad_in, "alpha")};
+    affine_attention_backward(inputs(in, 0), array(in, "alpha"), options_, array(grad_out, "out"), gradients, context);
+  }
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
+    affine_attention(qkv, array(in, "alpha"), options_, out.out, context);
+  }
+
+ private:
+  AffineOptions options_;
+};
+
+// The softmax's gradients are those of alpha times the gradient of out, which rounds once; means are sums in double,
+// alpha's a dot product in double of the softmax's out.
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
-  const bound::SoftmaxNorms n = softmax_norms(spec, in);
+  const bound::SoftmaxNorms norms = softmax_norms(spec, in);
   const double alpha = exact::largest(array(in, "alpha", "affine")), average = std::abs(spec.real("average"));
-  return alpha * bound::softmax(n) + 6 * bound::kEpsilon * n.value * (2 * alpha + average) + 1e-37;
+  if (output == "out")
+    return alpha * bound::softmax(norms) + 6 * bound::kEpsilon * norms.value * (2 * alpha + average) + 1e-37;
+  bound::SoftmaxGradientNorms n = gradient_norms(norms, in);
+  const double length = n.d_out, width = std::sqrt(static_cast<double>(n.dv)), rows = static_cast<double>(n.rows);
+  if (output == "grad alpha") return length * (width * bound::softmax(norms) + 8 * bound::kEpsilon * n.value) + 1e-37;
+  n.d_out = alpha * length;
+  const double rounded = 2 * bound::kEpsilon * bound::softmax_slope(n);
+  if (output == "grad q") return bound::softmax_dq(n) + norms.scale * n.k_max * rounded;
+  if (output == "grad k") return bound::softmax_dk(n) + rows * norms.scale * n.q_max * rounded;
+  return bound::softmax_dv(n) + 4 * bound::kEpsilon * rows * length * (2 * alpha + average);
 }
 
 constexpr Entry kAffine = {
@@ -40,19 +70,26 @@ constexpr Entry kAffine = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "n is the number of keys that the query sees, where the paper takes the length of the text. The gate that "
-        "makes alpha is the layer's. Forward only.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return exact::function_operator(
-          "affine", kIn, kOut,
-          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
-            affine_attention(qkv, array(in, "alpha", "affine"), o, out.out, context);
-          });
-    },
+        "makes alpha is the layer's.",
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Affine>(options_from(spec)); },
     .reference = [](const Spec& spec) { return make_affine_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "a[i,c] = sum_j p[i,j] / z[i] * v[j,c]\n"
+        "u[i,c] = sum_j seen[i,j] * v[j,c]\n"
+        "o[i,c] = alpha[i] * a[i,c] + rest[i] * u[i,c]",
+    .passes = 2,
 };
 
 }  // namespace

@@ -22,4 +22,16 @@ namespace attend {
 void affine_attention(const Qkv& in, const View& alpha, const AffineOptions& options, const View& out,
                       Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct AffineGrad {
+  View q = {}, k = {}, v = {}, alpha = {};
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32; the attention is computed again. Source: the derivative
+// of the definition, the softmax's as in softmax_attention_backward (attend/exact/softmax.h). Cost: that of the
+// attention, forward and backward; memory O(B Hq Tq Dv). Errors as above. Numerics: sums over values and over gradients
+// of out in f64.
+void affine_attention_backward(const Qkv& in, const View& alpha, const AffineOptions& options, const View& grad_out,
+                               const AffineGrad& grad_in, Context& context);
+
 }  // namespace attend
