@@ -3,6 +3,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/coca.h"
 #include "attend/reference/coca.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
@@ -68,6 +69,11 @@ constexpr Entry kEntry = {
           norms.key /= std::numbers::sqrt2;
           return exact::scored(norms, 0, 1.3 * exact::rotary_error(norms), output);
         },
+    .cascade =
+        "x[i,d] = square(q[i,d])\n"
+        "y[j,d] = turn(t[j,d])\n"
+        "s[i,j] = x[i,d] * y[j,d]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 2,
     .refuses = [](const Spec&, const Sizes& sizes) { return exact::rope_refuses({}, sizes.d); },
 };
 

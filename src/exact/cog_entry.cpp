@@ -91,6 +91,13 @@ constexpr Entry kCog = {
     .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Cog>(options_from(spec)); },
     .reference = [](const Spec& spec) { return make_cog_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[i] = max_j abs(s[i,j])\n"
+        "p[i,j] = exp(abs(s[i,j]) - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "o[i,c] = sum_j sign(s[i,j]) * p[i,j] / z[i] * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace

@@ -116,6 +116,19 @@ constexpr Entry kDifferential = {
     .axis = [](std::string_view name, const Spec& spec, const Sizes& sizes) -> int64_t {
       return name == "Hn" ? sizes.hq / spec.integer("ratio") : -1;
     },
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "a[i,c] = sum_j p[i,j] / z[i] * v[j,c]\n"
+        "s'[i,j] = q_noise[i,d] * k_noise[j,d]\n"
+        "m'[i] = max_j s'[i,j]\n"
+        "p'[i,j] = exp(s'[i,j] - m'[i])\n"
+        "z'[i] = sum_j p'[i,j]\n"
+        "n[i,c] = sum_j p'[i,j] / z'[i] * v[j,c]\n"
+        "o[i,c] = a[i,c] - lambda[i] * n[i,c]",
+    .passes = 2,
     .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
       const int64_t ratio = spec.integer("ratio");
       return sizes.hq % ratio == 0 && sizes.hq / ratio % sizes.hkv == 0 ? "" : "has no whole groups of heads";

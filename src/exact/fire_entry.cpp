@@ -1,6 +1,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/fire.h"
 #include "attend/reference/fire.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/score_bound.h"
 
@@ -92,6 +93,8 @@ constexpr Entry kEntry = {
     .reference = [](const Spec& spec) { return make_fire_reference(options_from(spec)); },
     .bound = fire_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Units" ? 32 : -1; },
+    .cascade = "s[i,j] = q[i,d] * k[j,d] + f[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 1,
 };
 
 }  // namespace

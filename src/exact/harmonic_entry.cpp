@@ -5,6 +5,7 @@
 
 #include "attend/exact/attention_operator.h"
 #include "attend/reference/harmonic.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
@@ -108,6 +109,11 @@ constexpr Entry kEntry = {
     },
     .reference = [](const Spec& spec) { return make_harmonic_reference(options_from(spec)); },
     .bound = harmonic_bound,
+    .cascade =
+        "x[i,d] = turn(q[i,d])\n"
+        "y[j,d] = turn(k[j,d])\n"
+        "s[i,j] = x[i,d] * y[j,d] * f[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 2,
     .refuses = [](const Spec& spec,
                   const Sizes& sizes) { return exact::rope_refuses(exact::rope_options(spec), sizes.d); },
 };

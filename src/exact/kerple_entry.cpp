@@ -1,6 +1,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/kerple.h"
 #include "attend/reference/kerple.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/score_bound.h"
 
@@ -107,6 +108,8 @@ constexpr Entry kEntry = {
     .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Kerple>(options_from(spec)); },
     .reference = [](const Spec& spec) { return make_kerple_reference(options_from(spec)); },
     .bound = kerple_bound,
+    .cascade = "s[i,j] = q[i,d] * k[j,d] - fall[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 1,
 };
 
 }  // namespace

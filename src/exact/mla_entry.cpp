@@ -104,6 +104,14 @@ constexpr Entry kMla = {
              : name == "N" ? sizes.d - spec.integer("rope")
                            : -1;
     },
+    .cascade =
+        "s[i,j] = q[i,d] * cache[j,d]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "u[i,e] = sum_j p[i,j] / z[i] * cache[j,e]\n"
+        "o[i,c] = u[i,e] * up[e,c]",
+    .passes = 1,
     .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
       return spec.integer("rope") < sizes.d && spec.integer("rope") <= 480 ? "" : "has a rotary part as wide as a head";
     },

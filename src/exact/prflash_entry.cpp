@@ -2,6 +2,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/prflash.h"
 #include "attend/reference/prflash.h"
+#include "exact/cascades.h"
 #include "exact/score_entries.h"
 
 namespace attend {
@@ -81,6 +82,8 @@ constexpr Entry kEntry = {
     .reference = [](const Spec& spec) { return make_prflash_reference(options_from(spec)); },
     .bound = softmax_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Distances" ? 3 : -1; },
+    .cascade = "s[i,j] = q[i,d] * k[j,d] + drawn[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 1,
     .pairs = drawn_pairs,
 };
 

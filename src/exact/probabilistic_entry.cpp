@@ -1,6 +1,7 @@
 // The registry's entry for probabilistic.
 #include "attend/exact/probabilistic.h"
 #include "attend/reference/probabilistic.h"
+#include "exact/cascades.h"
 #include "exact/score_entries.h"
 
 namespace attend {
@@ -56,6 +57,8 @@ constexpr Entry kProbabilistic = {
     },
     .reference = [](const Spec& spec) { return make_probabilistic_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade = "s[i,j] = q[i,d] * k[j,d] + later[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 1,
     .refuses = [](const Spec&, const Sizes& sizes) -> std::string_view {
       return sizes.tq == sizes.tk ? "" : "is self-attention: as many queries as keys";
     },

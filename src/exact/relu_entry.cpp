@@ -45,6 +45,10 @@ constexpr Entry kRelu = {
     },
     .reference = [](const Spec& spec) { return make_relu_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "o[i,c] = sum_j max(s[i,j], 0) / n[i] * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace

@@ -56,6 +56,13 @@ constexpr Entry kReversed = {
     },
     .reference = [](const Spec& spec) { return make_reversed_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[j] = max_i s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[j])\n"
+        "z[j] = sum_i p[i,j]\n"
+        "o[i,c] = sum_j p[i,j] / z[j] * gate[j] * v[j,c]",
+    .passes = 2,
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "attend/exact/rope.h"
 #include "attend/reference/rope.h"
 #include "attend/tensor/error.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
@@ -115,6 +116,11 @@ constexpr Entry kEntry = {
       const int64_t dims = exact::rope_options(spec).dims;
       return (dims == 0 ? sizes.d : dims) / 2;
     },
+    .cascade =
+        "x[i,d] = turn(q[i,d])\n"
+        "y[j,d] = turn(k[j,d])\n"
+        "s[i,j] = x[i,d] * y[j,d]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 2,
     .refuses = [](const Spec& spec,
                   const Sizes& sizes) { return exact::rope_refuses(exact::rope_options(spec), sizes.d); },
 };

@@ -51,6 +51,10 @@ constexpr Entry kSigmoid = {
     },
     .reference = [](const Spec& spec) { return make_sigmoid_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "o[i,c] = sum_j sigmoid(s[i,j] - n[i]) * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace

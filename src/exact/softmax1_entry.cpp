@@ -62,6 +62,14 @@ constexpr Entry kSoftmax1 = {
     },
     .reference = [](const Spec& spec) { return make_softmax1_reference(options_from(spec)); },
     .bound = error_bound,
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "t[i] = sum_j p[i,j]\n"
+        "z[i] = t[i] + exp(0 - m[i])\n"
+        "o[i,c] = sum_j p[i,j] / z[i] * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/t5_bias.h"
 #include "attend/reference/t5_bias.h"
+#include "exact/cascades.h"
 #include "exact/entries.h"
 #include "exact/score_bound.h"
 
@@ -80,6 +81,8 @@ constexpr Entry kEntry = {
           return output == "grad table" ? exact::parameter_gradient(norms, in, 1, 0) : softmax_bound(norms, in, output);
         },
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Buckets" ? 32 : -1; },
+    .cascade = "s[i,j] = q[i,d] * k[j,d] + table[i,j]\n" ATTEND_CASCADE_OF_SCORES,
+    .passes = 1,
 };
 
 }  // namespace

@@ -67,6 +67,13 @@ constexpr Entry kEntry = {
     .axis = [](std::string_view name, const Spec&, const Sizes& sizes) -> int64_t {
       return name == "P" ? sizes.tk / 3 * 2 + 1 : -1;
     },
+    .cascade =
+        "s[i,j] = q[i,d] * k[j,d] + bias[i,j]\n"
+        "m[i] = max_j s[i,j]\n"
+        "p[i,j] = exp(s[i,j] - m[i])\n"
+        "z[i] = sum_j p[i,j]\n"
+        "o[i,c] = sum_j p[i,j] / z[i] * multiplier[i,j] * v[j,c]",
+    .passes = 1,
 };
 
 }  // namespace
