@@ -11,22 +11,50 @@ constexpr Option kOptions[] = {
 constexpr Port kIn[] = {port::kQ, port::kK, port::kV, port::kKvLens, port::kQPositions, port::kBias};
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {{"Theory, Analysis, and Best Practices for Sigmoid Self-Attention", "2409.04431", ""}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 SigmoidOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .bias = spec.real("bias")};
 }
 
+class Sigmoid : public AttentionOperator {
+ public:
+  explicit Sigmoid(const SigmoidOptions& options) : AttentionOperator("sigmoid", kIn, kOut), options_(options) {}
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    sigmoid_attention_backward(inputs(in, 0), options_, array(grad_out, "out"),
+                               {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context);
+  }
+
+ protected:
+  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
+    sigmoid_attention(qkv, options_, out.out, context);
+  }
+
+ private:
+  SigmoidOptions options_;
+};
+
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
-  bound::SoftmaxNorms n = softmax_norms(spec, in);
+  const bound::SoftmaxNorms n = softmax_norms(spec, in);
   const double score = n.scale * n.query * n.key + n.bias, bias = spec.real("bias"),
                shift = std::abs(bias) + std::log(static_cast<double>(n.keys) + 1);
   // A weight is at most 1 and at most e^(score + bias) / n; its relative error is at most that of the score, with the
   // shift, and 8 epsilon.
   const double weights = std::min(static_cast<double>(n.keys), std::exp(std::min(700.0, score + bias)));
-  const double relative = bound::softmax_score(n) + bound::kEpsilon * (score + 2 * shift + 12);
-  return n.value * weights * (relative + exact::sum_error(n.keys)) + 1e-37;
+  const double relative =
+      std::expm1(bound::softmax_score(n) + bound::kEpsilon * (score + 2 * shift)) + 12 * bound::kEpsilon;
+  if (output == "out") return n.value * weights * (relative + exact::sum_error(n.keys)) + 1e-37;
+  // Gradients of scores: at most a weight times |d_out| |v|, with the error of the weight twice (w (1 - w) moves by no
+  // more than w) and of the dot product of d_out and v.
+  const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
+  const double slope = g.d_out * g.value, error = relative + 6 * bound::kEpsilon + bound::gamma(g.dv + 2),
+               rows = static_cast<double>(g.rows);
+  if (output == "grad q") return n.scale * g.k_max * weights * slope * (error + bound::gamma(n.keys + 4)) + 1e-37;
+  if (output == "grad k") return n.scale * g.q_max * rows * slope * (error + bound::gamma(g.rows + 4)) + 1e-37;
+  return rows * g.d_out * (relative + bound::gamma(g.rows + 4)) + 1e-37;
 }
 
 constexpr Entry kSigmoid = {
@@ -40,14 +68,16 @@ constexpr Entry kSigmoid = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
-    .notes = "n is the number of keys that the query sees, where the paper takes the length of the text. Forward only.",
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes =
+        "n is the number of keys that the query sees, where the paper takes the length of the text. No gradient of the "
+        "bias.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return exact::function_operator(
-          "sigmoid", kIn, kOut,
-          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
-            sigmoid_attention(qkv, o, out.out, context);
-          });
+      return std::make_unique<Sigmoid>(options_from(spec));
     },
     .reference = [](const Spec& spec) { return make_sigmoid_reference(options_from(spec)); },
     .bound = error_bound,

@@ -1,28 +1,77 @@
 #include "attend/reference/sigmoid.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-
-#include "reference/row_reference.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
 
-using reference::element;
-using reference::Row;
+using namespace reference;
 
-class SigmoidReference : public reference::RowReference {
+class SigmoidReference : public Operator {
  public:
-  explicit SigmoidReference(const SigmoidOptions& options) : RowReference(options.causal, options.scale), o_(options) {}
+  explicit SigmoidReference(const SigmoidOptions& options) : o_(options) {}
 
- protected:
-  void weigh(const Tensors&, Row& row) const override {
-    const double n = static_cast<double>(row.seen.size());
-    for (double& w : row.weight) w = 1 / (1 + std::exp(-(w + o_.bias - std::log(n))));
+  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
+    auto specs = attention_outputs(in);
+    specs.erase("lse");
+    return specs;
+  }
+
+  void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
+    const View& result = required(out, "out");
+    each_row(in, [&](const Query& at, const std::vector<int64_t>& seen, const std::vector<double>& weight) {
+      for (int64_t c = 0; c < result.shape[3]; ++c) {
+        double sum = 0;
+        for (size_t n = 0; n < seen.size(); ++n)
+          if (weight[n] != 0) sum += weight[n] * at.keys.v(seen[n], c);
+        store(result, {at.b, at.h, at.i, c}, sum);
+      }
+    });
+  }
+
+  // d sigmoid(x) / d x = sigmoid(x) (1 - sigmoid(x)).
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), &d_out = required(grad_out, "out"), dq = optional(grad_in, "q"),
+               dk = optional(grad_in, "k"), dv = optional(grad_in, "v");
+    for (const View& grad : {dq, dk, dv}) clear(grad);
+    each_row(in, [&](const Query& at, const std::vector<int64_t>& seen, const std::vector<double>& weight) {
+      for (size_t n = 0; n < seen.size(); ++n) {
+        double g = 0;
+        for (int64_t c = 0; c < d_out.shape[3]; ++c) {
+          const double d = element(d_out, {at.b, at.h, at.i, c});
+          g += d * at.keys.v(seen[n], c);
+          add(dv, {at.b, at.keys.head, seen[n], c}, weight[n] * d);
+        }
+        add_dot(q, dq, dk, at, seen[n], scale_of(o_.scale, q.shape[3]) * weight[n] * (1 - weight[n]) * g);
+      }
+    });
   }
 
  private:
+  // f(query, keys that it sees, their weights).
+  template <class F>
+  void each_row(const Tensors& in, F f) const {
+    const View &q = required(in, "q"), bias = optional(in, "bias");
+    for (int64_t b = 0; b < q.shape[0]; ++b)
+      for (int64_t h = 0; h < q.shape[1]; ++h)
+        for (int64_t i = 0; i < q.shape[2]; ++i) {
+          const Keys keys(in, b, h, q.shape[1], q.shape[0]);
+          const Query at{b, h, i, query_position(in, b, i), keys};
+          std::vector<int64_t> seen;
+          std::vector<double> weight;
+          for (int64_t j = 0; j < keys.count; ++j)
+            if (!o_.causal || keys.position(j) <= at.position) seen.push_back(j);
+          for (int64_t j : seen) {
+            const double s = scale_of(o_.scale, q.shape[3]) * dot(q, at, j) +
+                             (bias.data ? element(bias, {b, h, i, j}) : 0) + o_.bias -
+                             std::log(static_cast<double>(seen.size()));
+            weight.push_back(1 / (1 + std::exp(-s)));
+          }
+          f(at, seen, weight);
+        }
+  }
+
   SigmoidOptions o_;
 };
 
