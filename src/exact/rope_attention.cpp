@@ -22,51 +22,101 @@ View batch_of(const View& x, int64_t b) {
   return part;
 }
 
+// A checked call: angles of every batch entry, and queries and keys rotated by them.
+class Rotation {
+ public:
+  const SoftmaxOptions softmax;
+  const exact::Problem p;
+
+  Rotation(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
+           const AttnOut& out, const Variant& variant, const RopeAngles* angles)
+      : softmax{.causal = options.causal, .scale = options.scale},
+        p(exact::check(in, softmax, kOp, variant)),
+        in_(in),
+        options_(options),
+        angles_(angles) {
+    exact::check_parameter(kOp, {"bases", bases, {p.batch}, "[B]"}, out);
+    exact::check_parameter(
+        kOp, {"short_factors", factors.short_factors, {factors.short_factors.shape[0]}, "[dims / 2]"}, out);
+    exact::check_parameter(kOp, {"long_factors", factors.long_factors, {factors.long_factors.shape[0]}, "[dims / 2]"},
+                           out);
+    views_ = !in.keys.empty();
+    if (views_ && (bases.data || options.rope.scaling == RopeScaling::kDynamicNtk ||
+                   options.rope.scaling == RopeScaling::kLongRope))
+      throw Error(ErrorKind::kArgument, kOp, "k", "key views", "were rotated before: no bases, no scaling by length");
+    if (angles && angles->table().dims > p.d)
+      throw Error(ErrorKind::kArgument, kOp, "angles", fmt::format("{}", angles->table().dims),
+                  fmt::format("must be at most the head's {} elements", p.d));
+    keys_ = views_ ? 0 : in.k.shape[2];
+    for (int64_t b = 0; b < p.batch; ++b) {
+      RopeOptions rope = options.rope;
+      if (bases.data) rope.base = *bases.at<float>({b});
+      tables_.push_back(rope_table(rope, p.d, keys_, factors));
+    }
+    for (int64_t b = 0; b < p.batch; ++b)
+      for (int64_t i = 0; i < p.queries; ++i) q_position_.push_back(static_cast<int32_t>(p.position(b, i)));
+  }
+
+  // The arguments with rotated queries and, where they are arrays, keys, in memory of the context.
+  Qkv rotated(Context& context) const {
+    Qkv turned = in_;
+    turned.q = dense_view(exact::kept_floats(context, 0, std::max<int64_t>(1, p.batch * p.heads * p.queries * p.d)),
+                          DType::kF32, {p.batch, p.heads, p.queries, p.d});
+    if (!views_)
+      turned.k = dense_view(exact::kept_floats(context, 1, std::max<int64_t>(1, p.batch * p.kv_heads * keys_ * p.d)),
+                            DType::kF32, {p.batch, p.kv_heads, keys_, p.d});
+    turn(in_.q, in_.k, turned.q, views_ ? View{} : turned.k, 1, context);
+    return turned;
+  }
+
+  // Gradients of rotated queries and keys, in place: turned by the same angles the other way.
+  void turn_back(const View& q, const View& k, Context& context) const { turn(q, k, q, k, -1, context); }
+
+ private:
+  void turn(const View& q, const View& k, const View& to_q, const View& to_k, int32_t sign, Context& context) const {
+    std::vector<int32_t> at_q = q_position_, at_k(static_cast<size_t>(keys_));
+    for (int32_t& position : at_q) position *= sign;
+    for (size_t j = 0; j < at_k.size(); ++j) at_k[j] = sign * static_cast<int32_t>(j);
+    const View queries = dense_view(at_q.data(), DType::kI32, {p.batch, p.queries}),
+               keys = dense_view(at_k.data(), DType::kI32, {1, keys_});
+    for (int64_t b = 0; b < p.batch; ++b) {
+      std::optional<RopeAngles> own;
+      if (!angles_) own.emplace(tables_[static_cast<size_t>(b)]);
+      const RopeAngles& by = angles_ ? *angles_ : *own;
+      const bool pairs = options_.rope.interleaved;
+      if (to_q.data) rope_rotate(batch_of(q, b), batch_of(queries, b), by, pairs, batch_of(to_q, b), context);
+      if (to_k.data) rope_rotate(batch_of(k, b), keys, by, pairs, batch_of(to_k, b), context);
+    }
+  }
+
+  const Qkv& in_;
+  const RopeAttentionOptions& options_;
+  const RopeAngles* angles_;
+  bool views_ = false;
+  int64_t keys_ = 0;
+  std::vector<RopeTable> tables_;
+  std::vector<int32_t> q_position_;  // [B, Tq]
+};
+
 }  // namespace
 
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                     const AttnOut& out, Context& context, const RopeAngles* angles, const Variant& variant) {
-  const SoftmaxOptions softmax{.causal = options.causal, .scale = options.scale};
-  const exact::Problem p = exact::check(in, softmax, kOp, variant);
-  exact::check_outputs(p, in, out, kOp);
-  exact::check_parameter(kOp, {"bases", bases, {p.batch}, "[B]"}, out);
-  exact::check_parameter(kOp, {"short_factors", factors.short_factors, {factors.short_factors.shape[0]}, "[dims / 2]"},
-                         out);
-  exact::check_parameter(kOp, {"long_factors", factors.long_factors, {factors.long_factors.shape[0]}, "[dims / 2]"},
-                         out);
-  const bool views = !in.keys.empty();
-  if (views && (bases.data || options.rope.scaling == RopeScaling::kDynamicNtk ||
-                options.rope.scaling == RopeScaling::kLongRope))
-    throw Error(ErrorKind::kArgument, kOp, "k", "key views", "were rotated before: no bases, no scaling by length");
-  if (angles && angles->table().dims > p.d)
-    throw Error(ErrorKind::kArgument, kOp, "angles", fmt::format("{}", angles->table().dims),
-                fmt::format("must be at most the head's {} elements", p.d));
-  const int64_t keys = views ? 0 : in.k.shape[2];
-  std::vector<RopeTable> tables;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    RopeOptions rope = options.rope;
-    if (bases.data) rope.base = *bases.at<float>({b});
-    tables.push_back(rope_table(rope, p.d, keys, factors));
-  }
-  std::vector<int32_t> positions(static_cast<size_t>(p.batch * p.queries));
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t i = 0; i < p.queries; ++i)
-      positions[static_cast<size_t>(b * p.queries + i)] = static_cast<int32_t>(p.position(b, i));
-  const View at = dense_view(positions.data(), DType::kI32, {p.batch, p.queries});
-  Qkv rotated = in;
-  rotated.q = dense_view(exact::kept_floats(context, 0, p.batch * p.heads * p.queries * p.d), DType::kF32,
-                         {p.batch, p.heads, p.queries, p.d});
-  if (!views)
-    rotated.k = dense_view(exact::kept_floats(context, 1, p.batch * p.kv_heads * keys * p.d), DType::kF32,
-                           {p.batch, p.kv_heads, keys, p.d});
-  for (int64_t b = 0; b < p.batch; ++b) {
-    std::optional<RopeAngles> own;
-    if (!angles) own.emplace(tables[static_cast<size_t>(b)]);
-    const RopeAngles& turn = angles ? *angles : *own;
-    rope_rotate(batch_of(in.q, b), batch_of(at, b), turn, options.rope.interleaved, batch_of(rotated.q, b), context);
-    if (!views) rope_rotate(batch_of(in.k, b), {}, turn, options.rope.interleaved, batch_of(rotated.k, b), context);
-  }
-  softmax_attention(rotated, softmax, out, context, variant);
+  const Rotation rotation(in, bases, factors, options, out, variant, angles);
+  exact::check_outputs(rotation.p, in, out, kOp);
+  softmax_attention(rotation.rotated(context), rotation.softmax, out, context, variant);
+}
+
+void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors& factors,
+                             const RopeAttentionOptions& options, const AttnOut& forward, const AttnOutGrad& grad_out,
+                             const AttnGrad& grad_in, Context& context, const RopeAngles* angles,
+                             const Variant& variant) {
+  const Rotation rotation(in, bases, factors, options, {}, variant, angles);
+  // Against the arguments as they came; the call below checks the rotated ones.
+  exact::check_gradients(rotation.p, in, forward, grad_out, grad_in, kOp);
+  const Qkv rotated = rotation.rotated(context);
+  softmax_attention_backward(rotated, rotation.softmax, forward, grad_out, grad_in, context, variant);
+  rotation.turn_back(grad_in.q, grad_in.k, context);
 }
 
 void merge_buckets(const View& logits, const View& out) {

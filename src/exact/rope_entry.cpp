@@ -38,7 +38,8 @@ constexpr Paper kPapers[] = {
      "Use",
      "2312.04455", "091"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 RopeAttentionOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .rope = exact::rope_options(spec)};
@@ -55,6 +56,14 @@ class RopeMechanism : public AttentionOperator {
       angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
   }
 
+  void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    rope_attention_backward(inputs(in, 0), array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")},
+                            options_, {array(out, "out"), array(out, "lse")},
+                            {array(grad_out, "out"), array(grad_out, "lse")},
+                            {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context, angles_of(in));
+  }
+
   bool turns() const override { return true; }
   void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const override {
     if (!angles_)
@@ -67,13 +76,16 @@ class RopeMechanism : public AttentionOperator {
 
  protected:
   void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    const View bases = array(in, "bases");
-    const RopeFactors factors{array(in, "short_factors"), array(in, "long_factors")};
-    const bool plain = angles_ && !bases.data && !factors.short_factors.data;
-    rope_attention(qkv, bases, factors, options_, out, context, plain ? &*angles_ : nullptr);
+    rope_attention(qkv, array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")}, options_, out,
+                   context, angles_of(in));
   }
 
  private:
+  // Those made once, unless an input changes them.
+  const RopeAngles* angles_of(const Tensors& in) const {
+    return angles_ && !array(in, "bases").data && !array(in, "short_factors").data ? &*angles_ : nullptr;
+  }
+
   RopeAttentionOptions options_;
   std::optional<RopeAngles> angles_;
 };
@@ -84,7 +96,9 @@ double rope_bound(const Spec& spec, const Tensors& in, std::string_view output) 
   const double magnitude = rope_table(exact::rope_options(spec), norms.d, norms.keys).magnitude;
   norms.query *= std::max(1.0, magnitude);
   norms.key *= std::max(1.0, magnitude);
-  return exact::scored(norms, 0, exact::rotary_error(norms), output);
+  const bound::SoftmaxNorms scores = exact::with_scores(norms, 0, exact::rotary_error(norms));
+  if (output == "out" || output == "lse") return softmax_bound(scores, in, output);
+  return exact::rotary_gradient(scores, in, magnitude, output);
 }
 
 constexpr Entry kEntry = {
@@ -99,7 +113,11 @@ constexpr Entry kEntry = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "091: copies of a text as batch entries with a base each; merge_buckets() merges their output "
         "distributions. Scalings dynamic and longrope depend on the text's length so far, so bits do too.",

@@ -43,6 +43,18 @@ double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, d
          1e-37;
 }
 
+double rotary_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double magnitude, std::string_view output) {
+  if (output == "grad v") return softmax_bound(norms, in, output);
+  bound::SoftmaxGradientNorms n = gradient_norms(norms, in);
+  // An element of a rotated row is at most its length.
+  n.q_max = norms.query;
+  n.k_max = norms.key;
+  const double rows = output == "grad q" ? 1 : static_cast<double>(n.rows),
+               other = output == "grad q" ? n.k_max : n.q_max,
+               moved = 15 * bound::kEpsilon * rows * norms.scale * other * bound::softmax_slope(n);
+  return 2 * std::max(1.0, magnitude) * ((output == "grad q" ? bound::softmax_dq(n) : bound::softmax_dk(n)) + moved);
+}
+
 Reach reach_of(const Tensors& in, bool causal) {
   const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), positions = array(in, "q_positions", "bound");
   Reach reach{0, 0};

@@ -28,6 +28,11 @@ bound::SoftmaxNorms with_scores(bound::SoftmaxNorms norms, double added, double 
 // says.
 double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double slope, double error);
 
+// Of the gradient of an unrotated query or key, or of a value, where `norms` are those of rotated ones that grew by
+// `magnitude`: elements mix in pairs, so each errs by twice what an element of the gradient of a rotated one does, and
+// rotating moves both what is multiplied and the result by 5 epsilon of its length.
+double rotary_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double magnitude, std::string_view output);
+
 // The largest distance of a query to the nearest key that it sees, and to any key.
 struct Reach {
   double nearest, farthest;

@@ -89,6 +89,14 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
                     const AttnOut& out, Context& context, const RopeAngles* angles = nullptr,
                     const Variant& variant = {});
 
+// As softmax_attention_backward (attend/exact/softmax.h), with respect to unrotated queries and keys: the gradients of
+// the rotated ones, turned back. `forward` holds both outputs of rope_attention for the same arguments. Bases and
+// factors have no gradient.
+void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors& factors,
+                             const RopeAttentionOptions& options, const AttnOut& forward, const AttnOutGrad& grad_out,
+                             const AttnGrad& grad_in, Context& context, const RopeAngles* angles = nullptr,
+                             const Variant& variant = {});
+
 // Merges the output distributions of N parallel readings of one text: out[v] = sum_n a[n] p[n,v] / sum_n a[n], p[n,.]
 // the softmax of logits[n,.] and a[n] = max over v of p[n,v] its confidence (arXiv:2312.04455, section 3.2). logits
 // [N,V] f32, out [V] f32.
