@@ -38,7 +38,13 @@ HWY_INLINE Vec exp_of(Vec x) {
   return Vec{_mm512_scalef_ps(p.raw, n.raw)};
 #else
   const I32 di;
-  const auto scaled = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, n)));
+#if HWY_TARGET == HWY_AVX2
+  // Not hn::ConvertTo: that gives -1 << 23 for a NaN without a sign, which would make it a number.
+  const hn::Vec<I32> whole{_mm256_cvtps_epi32(n.raw)};
+#else
+  const auto whole = hn::ConvertTo(di, n);
+#endif
+  const auto scaled = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(whole));
   return hn::IfThenZeroElse(hn::Lt(t, hn::Set(d, -126.0f)), hn::BitCast(d, scaled));
 #endif
 }
