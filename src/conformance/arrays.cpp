@@ -93,6 +93,9 @@ void store(const View& v, int64_t index, double value) {
     case DType::kBool:
       v.as<uint8_t>()[at] = value != 0;
       break;
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+      break;  // no array has them
   }
 }
 

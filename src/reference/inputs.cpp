@@ -1,6 +1,7 @@
 #include "reference/inputs.h"
 
 #include "attend/tensor/error.h"
+#include "attend/tensor/quantised_row.h"
 
 namespace attend::reference {
 namespace {
@@ -21,6 +22,9 @@ double scalar(DType type, const char* p) {
       return static_cast<double>(*reinterpret_cast<const int64_t*>(p));
     case DType::kBool:
       return *p != 0;
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+      throw Error(ErrorKind::kArgument, "reference", "type", name_of(type), "is of key views alone");
   }
   return 0;
 }
@@ -65,6 +69,8 @@ Keys::Keys(const Tensors& in, int64_t b, int64_t query_head, int64_t query_heads
     head = query_head / (query_heads / kv_heads);
     runs = &views[static_cast<size_t>(b * kv_heads + head)];
     count = runs->count();
+    d_ = required(in, "q").shape[3];
+    if (is_quantised(runs->v_type)) dv_ = required(in, "dv").shape[0];
     return;
   }
   k_ = required(in, "k");
@@ -78,9 +84,11 @@ double Keys::get(bool value, int64_t slot, int64_t c) const {
   if (!runs) return element(value ? v_ : k_, {batch, head, slot, c});
   for (const KeyRun& run : runs->runs)
     if (slot >= run.first_slot && slot < run.first_slot + run.count) {
-      const int64_t offset = (slot - run.first_slot) * (value ? run.v_stride : run.k_stride) + c;
+      const int64_t offset = (slot - run.first_slot) * (value ? run.v_stride : run.k_stride);
       const DType type = value ? runs->v_type : runs->k_type;
-      return scalar(type, static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type));
+      const char* row = static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type);
+      if (is_quantised(type)) return quantised_element(row, value ? dv_ : d_, type, c);
+      return scalar(type, row + c * size_of(type));
     }
   return 0;
 }

@@ -16,7 +16,7 @@ void store(const View& v, std::initializer_list<int64_t> index, double x);  // i
 const View& required(const Tensors& t, std::string_view name);
 View optional(const Tensors& t, std::string_view name);
 
-// The keys that a query head reads.
+// The keys that a query head reads. Where values are quantised rows, port `dv` has as many elements as one of them.
 struct Keys {
   Keys(const Tensors& in, int64_t b, int64_t query_head, int64_t query_heads, int64_t batches);
 
@@ -32,6 +32,7 @@ struct Keys {
   double get(bool value, int64_t slot, int64_t c) const;
   View k_, v_;
   const KeyView* runs = nullptr;
+  int64_t d_ = 0, dv_ = 0;  // of quantised rows
 };
 
 // Position of query i of batch entry b: from port `q_positions`, else such that the last query sits on the last key.

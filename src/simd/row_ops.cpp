@@ -100,6 +100,59 @@ ATTEND_INLINE void rotate_halves(float* x, const float* cosine, const float* sin
   }
 }
 
+// One block of 32 of quantise_row (attend/tensor/quantised_row.h); `kEight` of q8_0, otherwise of q4_0.
+template <bool kEight>
+ATTEND_INLINE void quantise_block(const float* x, uint8_t* integers, uint8_t* scales) {
+  constexpr int64_t kBlock = kQuantisedBlock, kHalf = kBlock / 2;
+  float high = x[0], low = x[0], rest = 0;  // rest: 0, or NaN if an element is not finite
+#pragma omp simd reduction(max : high) reduction(min : low) reduction(+ : rest)
+  for (int64_t i = 0; i < kBlock; ++i) {
+    high = x[i] > high ? x[i] : high;
+    low = x[i] < low ? x[i] : low;
+    rest += x[i] - x[i];
+  }
+  float d = std::max(high, -low) / 127;
+  if (!kEight) {
+    float largest = high > -low ? high : low;
+    if (high == -low) {  // the first of both, or zeros
+      largest = 0;
+      for (int64_t i = kBlock; high > 0 && i-- > 0;) largest = std::fabs(x[i]) == high ? x[i] : largest;
+    }
+    d = largest / -8;
+  }
+  F16 stored = to_f16(d);
+  if (rest != 0 || (stored.bits & 0x7fffu) >= 0x7c00u) stored.bits = 0x7e00u;  // NaN
+  std::memcpy(scales, &stored, 2);
+  const bool plain = stored.bits != 0x7e00u && (stored.bits & 0x7fffu) != 0;
+  const float inverse = plain ? 1 / d : 0;
+  int32_t q[kBlock];
+#pragma omp simd
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const float scaled = plain ? x[i] * inverse : 0;
+    if (kEight) {
+      const float whole = std::trunc(scaled), more = std::fabs(scaled - whole) >= 0.5f ? 1.0f : 0.0f;
+      q[i] = static_cast<int32_t>(whole + std::copysign(more, scaled));
+    } else {
+      const int32_t floored = static_cast<int32_t>(scaled + 8.5f);
+      q[i] = floored < 15 ? floored : 15;
+    }
+  }
+  if (kEight) {
+#pragma omp simd
+    for (int64_t i = 0; i < kBlock; ++i) integers[i] = static_cast<uint8_t>(q[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < kHalf; ++i) integers[i] = static_cast<uint8_t>(q[i] | q[i + kHalf] << 4);
+  }
+}
+
+template <bool kEight>
+ATTEND_INLINE void quantise(const float* x, int64_t n, uint8_t* row) {
+  uint8_t* scales = row + (kEight ? n : n / 2);
+  for (int64_t i = 0; i < n; i += kQuantisedBlock)
+    quantise_block<kEight>(x + i, row + (kEight ? i : i / 2), scales + i / kQuantisedBlock * 2);
+}
+
 ATTEND_INLINE void narrow(const float* x, int64_t n, DType type, void* out) {
   if (type == DType::kF32) {
     std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float));
@@ -111,6 +164,10 @@ ATTEND_INLINE void narrow(const float* x, int64_t n, DType type, void* out) {
       const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
       y[i].bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded);
     }
+  } else if (type == DType::kQ8_0) {
+    quantise<true>(x, n, static_cast<uint8_t*>(out));
+  } else if (type == DType::kQ4_0) {
+    quantise<false>(x, n, static_cast<uint8_t*>(out));
   } else {
     F16* y = static_cast<F16*>(out);
     for (int64_t i = 0; i < n; ++i) y[i] = to_f16(x[i]);

@@ -1,13 +1,22 @@
 #pragma once
-// Element types of views, and scalar conversions of the 16-bit floats (round to nearest even; NaN stays NaN).
+// Element types of views and of stored keys, and scalar conversions of the 16-bit floats (round to nearest even; NaN
+// stays NaN).
 #include <bit>
 #include <cstdint>
 #include <string_view>
 
 namespace attend {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kBool };
+// The last two are rows of quantised blocks (attend/tensor/quantised_row.h): key views carry them, arrays can't.
+enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kBool, kQ8_0, kQ4_0 };
 
+inline constexpr int64_t kQuantisedBlock = 32;  // elements that share a scale
+
+constexpr bool is_quantised(DType type) {
+  return type == DType::kQ8_0 || type == DType::kQ4_0;
+}
+
+// Bytes of an element, which is what strides count in; 1 for quantised rows, whose strides are in bytes.
 constexpr int64_t size_of(DType type) {
   switch (type) {
     case DType::kF64:
@@ -20,13 +29,23 @@ constexpr int64_t size_of(DType type) {
     case DType::kBF16:
       return 2;
     case DType::kBool:
+    case DType::kQ8_0:
+    case DType::kQ4_0:
       return 1;
   }
   return 0;
 }
 
+// Bytes of a row; of quantised types a multiple of 32 elements.
+constexpr int64_t row_bytes(DType type, int64_t elements) {
+  const int64_t scales = elements / kQuantisedBlock * 2;
+  if (type == DType::kQ8_0) return elements + scales;
+  if (type == DType::kQ4_0) return elements / 2 + scales;
+  return elements * size_of(type);
+}
+
 constexpr std::string_view name_of(DType type) {
-  constexpr std::string_view names[] = {"f32", "f16", "bf16", "f64", "i32", "i64", "bool"};
+  constexpr std::string_view names[] = {"f32", "f16", "bf16", "f64", "i32", "i64", "bool", "q8_0", "q4_0"};
   return names[static_cast<int>(type)];
 }
 

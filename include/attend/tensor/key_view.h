@@ -9,7 +9,8 @@
 
 namespace attend {
 
-// One page, or a whole cache: `count` rows from `first_slot` on. Strides are in elements a row.
+// One page, or a whole cache: `count` rows from `first_slot` on. Strides are in elements a row, in bytes where rows are
+// quantised (attend/tensor/quantised_row.h).
 struct KeyRun {
   const void* k = nullptr;
   const void* v = nullptr;

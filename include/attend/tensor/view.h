@@ -37,7 +37,7 @@ struct View {
   }
 };
 
-// A dense row-major view of `data`.
+// A dense row-major view of `data`. Throws Error(kArgument) for a quantised type, as value_at() does.
 View dense_view(void* data, DType type, std::initializer_list<int64_t> shape);
 View dense_view(void* data, DType type, int rank, const Shape& shape);
 
