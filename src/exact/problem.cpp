@@ -57,17 +57,22 @@ void check_options(std::string_view op, const SoftmaxOptions& o) {
 
 void check_key_view(std::string_view op, const KeyView& view, int64_t d, int64_t dv, size_t index) {
   const std::string name = fmt::format("keys[{}]", index);
-  for (DType type : {view.k_type, view.v_type})
-    if (type != DType::kF32 && type != DType::kF16 && type != DType::kBF16)
-      refuse(op, name + " type", name_of(type), "must be f32, f16 or bf16");
+  for (const auto& [type, width] : {std::pair{view.k_type, d}, {view.v_type, dv}}) {
+    if (type != DType::kF32 && type != DType::kF16 && type != DType::kBF16 && !is_quantised(type))
+      refuse(op, name + " type", name_of(type), "must be f32, f16, bf16, q8_0 or q4_0");
+    if (is_quantised(type) && width % kQuantisedBlock != 0)
+      refuse(op, name + " width", fmt::format("{}", width),
+             fmt::format("must be a multiple of {} where rows are {}", kQuantisedBlock, name_of(type)));
+  }
   int64_t next = 0;
   for (const KeyRun& run : view.runs) {
     if (run.count < 0 || run.first_slot != next)
       refuse(op, name, fmt::format("run from slot {} of {} keys", run.first_slot, run.count),
              "runs must follow one another");
     if (run.count > 0 && (!run.k || !run.v)) refuse(op, name, "null", "must be given");
-    if (run.count > 1 && (std::abs(run.k_stride) < d || std::abs(run.v_stride) < dv))
-      refuse(op, name, fmt::format("strides {} and {}", run.k_stride, run.v_stride), "must be at least D and Dv");
+    if (run.count > 1 && (std::abs(run.k_stride) * size_of(view.k_type) < row_bytes(view.k_type, d) ||
+                          std::abs(run.v_stride) * size_of(view.v_type) < row_bytes(view.v_type, dv)))
+      refuse(op, name, fmt::format("strides {} and {}", run.k_stride, run.v_stride), "must be at least a row long");
     next += run.count;
   }
   if (view.position.empty()) return;

@@ -49,13 +49,13 @@ void PackedHead::load(const DenseKernels& kernels, const Keys& keys, int64_t id)
                      std::min<int64_t>(kPanelKeys, count_ - j), d_, panels_.as<float>() + j * d_);
       continue;
     }
-    // Runs end inside panels: element by element.
+    // Runs end inside panels: key by key.
     for (int64_t j = 0; j < run.count; ++j) {
       const int64_t slot = run.first_slot + j;
       float* to = panels_.as<float>() + slot / kPanelKeys * d_ * kPanelKeys + slot % kPanelKeys;
-      for (int64_t c = 0; c < d_; ++c)
-        kernels.widen(keys.k_type(), k + (j * run.k_stride + c) * size_of(keys.k_type()), 1, 1, 1, to + c * kPanelKeys,
-                      1);
+      float row[512];
+      kernels.widen(keys.k_type(), k + j * run.k_stride * size_of(keys.k_type()), 0, 1, d_, row, 0);
+      for (int64_t c = 0; c < d_; ++c) to[c * kPanelKeys] = row[c];
     }
   }
 }
@@ -78,8 +78,9 @@ FewRows::FewRows(const Problem& p, const DenseKernels& kernels, int64_t keys, Co
 
 bool FewRows::fits(const Problem& p, int64_t keys) {
   if (p.queries > 16 || p.batch * p.heads * p.queries * keys > (int64_t{1} << 22)) return false;
-  // Keys in one run: a panel is then a piece of it.
-  return std::all_of(p.keys.begin(), p.keys.end(), [](const Keys& k) { return k.runs().size() == 1; });
+  // Keys in one run: a panel is then a piece of it. Values are read by columns: quantised rows can't be.
+  return std::all_of(p.keys.begin(), p.keys.end(),
+                     [](const Keys& k) { return k.runs().size() == 1 && !is_quantised(k.v_type()); });
 }
 
 void FewRows::score() {

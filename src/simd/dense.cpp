@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <limits>
 
 #include "attend/simd/hook.h"
@@ -58,6 +59,51 @@ ATTEND_INLINE void pack_typed(const T* x, int64_t stride, int64_t keys, int64_t 
   for (int64_t c = 0; c < d; ++c) std::fill(panel + c * kPanelKeys + keys, panel + (c + 1) * kPanelKeys, 0.0f);
 }
 
+ATTEND_INLINE float scale_of(const uint8_t* p) {
+  F16 stored;
+  std::memcpy(&stored, p, 2);
+  return value_of(stored);
+}
+
+// Block b of a row of d elements of q8_0 or q4_0 (attend/tensor/quantised_row.h).
+ATTEND_INLINE void widen_block(DType type, const uint8_t* row, int64_t d, int64_t b, float* out) {
+  constexpr int kHalf = kQuantisedBlock / 2;
+  if (type == DType::kQ8_0) {
+    const float scale = scale_of(row + d + 2 * b);
+    const int8_t* q = reinterpret_cast<const int8_t*>(row) + b * kQuantisedBlock;
+#pragma omp simd
+    for (int c = 0; c < kQuantisedBlock; ++c) out[c] = static_cast<float>(q[c]) * scale;
+  } else {
+    const float scale = scale_of(row + d / 2 + 2 * b);
+    const uint8_t* q = row + b * kHalf;
+#pragma omp simd
+    for (int c = 0; c < kHalf; ++c) out[c] = static_cast<float>((q[c] & 15) - 8) * scale;
+#pragma omp simd
+    for (int c = 0; c < kHalf; ++c) out[c + kHalf] = static_cast<float>((q[c] >> 4) - 8) * scale;
+  }
+}
+
+ATTEND_INLINE void pack_quantised(DType type, const uint8_t* x, int64_t stride, int64_t keys, int64_t d, float* panel) {
+  float block[8][kQuantisedBlock];
+  for (int64_t j0 = 0; j0 < keys; j0 += 8) {
+    const int64_t rows = std::min<int64_t>(8, keys - j0);
+    for (int64_t c0 = 0; c0 < d; c0 += kQuantisedBlock) {
+      for (int64_t j = 0; j < rows; ++j) widen_block(type, x + (j0 + j) * stride, d, c0 / kQuantisedBlock, block[j]);
+      for (int64_t c = 0; c < kQuantisedBlock; ++c)
+        for (int64_t j = 0; j < rows; ++j) panel[(c0 + c) * kPanelKeys + j0 + j] = block[j][c];
+    }
+  }
+  if (keys == kPanelKeys) return;
+  for (int64_t c = 0; c < d; ++c) std::fill(panel + c * kPanelKeys + keys, panel + (c + 1) * kPanelKeys, 0.0f);
+}
+
+ATTEND_INLINE void widen_quantised(DType type, const uint8_t* x, int64_t stride, int64_t rows, int64_t width,
+                                   float* out, int64_t to) {
+  for (int64_t j = 0; j < rows; ++j)
+    for (int64_t c = 0; c < width; c += kQuantisedBlock)
+      widen_block(type, x + j * stride, width, c / kQuantisedBlock, out + j * to + c);
+}
+
 template <class T>
 ATTEND_INLINE void widen_typed(const T* x, int64_t stride, int64_t rows, int64_t width, float* out, int64_t to) {
   for (int64_t j = 0; j < rows; ++j) {
@@ -71,6 +117,8 @@ ATTEND_INLINE void pack(DType type, const void* x, int64_t stride, int64_t keys,
     pack_typed(static_cast<const F16*>(x), stride, keys, d, panel);
   } else if (type == DType::kBF16) {
     pack_typed(static_cast<const BF16*>(x), stride, keys, d, panel);
+  } else if (is_quantised(type)) {
+    pack_quantised(type, static_cast<const uint8_t*>(x), stride, keys, d, panel);
   } else {
     pack_typed(static_cast<const float*>(x), stride, keys, d, panel);
   }
@@ -82,6 +130,8 @@ ATTEND_INLINE void widen(DType type, const void* x, int64_t stride, int64_t rows
     widen_typed(static_cast<const F16*>(x), stride, rows, width, out, to);
   } else if (type == DType::kBF16) {
     widen_typed(static_cast<const BF16*>(x), stride, rows, width, out, to);
+  } else if (is_quantised(type)) {
+    widen_quantised(type, static_cast<const uint8_t*>(x), stride, rows, width, out, to);
   } else {
     widen_typed(static_cast<const float*>(x), stride, rows, width, out, to);
   }

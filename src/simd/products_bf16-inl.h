@@ -84,7 +84,7 @@ class Bf16Products {
     packed_panels_ |= uint64_t{1} << panel;
     const int begin = first_col_, end = begin + kPanelCols;
     if (end > job_.cols) std::fill_n(panel_, words_ * kPanelCols, 0u);
-    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto* k, int64_t stride, int col, int count) {
+    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
       pack_pairs(k, stride, count, panel_ + (col - begin));
     });
   }
@@ -173,8 +173,8 @@ class Bf16Products {
       }
       std::fill_n(rows_, next + 1, nullptr);
     }
-    keys_.each_value_run(0, job_.cols, [&](const auto* v, int64_t stride, int col, int count) {
-      for (int i = 0; i < count; ++i) rows_[element(col + i)] = v + i * stride;
+    keys_.each_value_run(0, job_.cols, [&](const auto v, int64_t stride, int col, int count) {
+      for (int i = 0; i < count; ++i) rows_[element(col + i)] = address_of(v + i * stride);
     });
   }
 
@@ -191,11 +191,24 @@ class Bf16Products {
     if (count % 2) to[count] = 0;
   }
 
-  template <class T>
-  void pack_pairs(const T* keys, int64_t stride, int count, uint32_t* to) const {
+  template <DType kType>
+  static void to_words(CodedRows<kType> x, int64_t count, uint32_t* words) {
+    float wide[512];
+    pack_values(x, 0, 1, count, count, wide);
+    to_words(wide, count, words);
+  }
+
+  static const void* address_of(const void* row) { return row; }
+  template <DType kType>
+  static const void* address_of(CodedRows<kType> row) {
+    return row.data;
+  }
+
+  template <class Rows>
+  void pack_pairs(Rows keys, int64_t stride, int count, uint32_t* to) const {
     // Words move as floats do: the transposition is the same.
     float* panel = reinterpret_cast<float*>(to);
-    if constexpr (std::is_same_v<T, BF16>)
+    if constexpr (std::is_same_v<Rows, const BF16*>)
       if (job_.d % 8 == 0 && stride % 2 == 0 && count % 16 == 0)
         return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, words_, panel, kPanelCols);
     alignas(64) uint32_t rows[16 * kMostWords];
@@ -213,16 +226,31 @@ class Bf16Products {
       packed_values_ |= 1u << chunk;
       const int end = std::min((chunk + 1) * kChunk, element(job_.cols - 1) / 2 + 1);
       for (int i = chunk * kChunk; i < end; ++i) {
-        if (job_.v_type == DType::kF32) pack_pair<float>(i);
-        if (job_.v_type == DType::kF16) pack_pair<F16>(i);
-        if (job_.v_type == DType::kBF16) pack_pair<BF16>(i);
+        if (job_.v_type == DType::kF32) pack_pair<float>(i, rows_ + 2 * i);
+        if (job_.v_type == DType::kF16) pack_pair<F16>(i, rows_ + 2 * i);
+        if (job_.v_type == DType::kBF16) pack_pair<BF16>(i, rows_ + 2 * i);
+        if (job_.v_type == DType::kQ8_0) pack_coded_pair<DType::kQ8_0>(i);
+        if (job_.v_type == DType::kQ4_0) pack_coded_pair<DType::kQ4_0>(i);
       }
     }
   }
 
+  template <DType kType>
+  void pack_coded_pair(int pair) {
+    alignas(64) float wide[2][512];
+    const void* rows[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      const auto* row = static_cast<const uint8_t*>(rows_[2 * pair + i]);
+      if (!row) continue;
+      pack_values(CodedRows<kType>{row, job_.dv}, 0, 1, job_.dv, job_.dv, wide[i]);
+      rows[i] = wide[i];
+    }
+    pack_pair<float>(pair, rows);
+  }
+
   template <class T>
-  void pack_pair(int pair) {
-    const T *low = static_cast<const T*>(rows_[2 * pair]), *high = static_cast<const T*>(rows_[2 * pair + 1]);
+  void pack_pair(int pair, const void* const* rows) {
+    const T *low = static_cast<const T*>(rows[0]), *high = static_cast<const T*>(rows[1]);
     uint32_t* to = values_ + pair * padded_;
     int64_t c = 0;
     if (low && high)

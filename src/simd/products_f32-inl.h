@@ -17,17 +17,18 @@ class JobKeys {
  public:
   explicit JobKeys(const SplitJob& job) : job_(job) {}
 
-  // Calls f(pointer to row 0, stride, first column, count) for the runs of keys under columns [begin, end).
+  // Calls f(row 0, stride, first column, count) for the runs of keys under columns [begin, end): a pointer, or
+  // CodedRows.
   template <class F>
   void each_key_run(int begin, int end, F f) const {
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.k_type, run.k, [&](const auto* k) { f(k + row * run.k_stride, run.k_stride, col, count); });
+      typed(job_.k_type, run.k, job_.d, [&](const auto k) { f(k + row * run.k_stride, run.k_stride, col, count); });
     });
   }
   template <class F>
   void each_value_run(int begin, int end, F f) const {
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.v_type, run.v, [&](const auto* v) { f(v + row * run.v_stride, run.v_stride, col, count); });
+      typed(job_.v_type, run.v, job_.dv, [&](const auto v) { f(v + row * run.v_stride, run.v_stride, col, count); });
     });
   }
 
@@ -42,10 +43,13 @@ class JobKeys {
     }
   }
   template <class F>
-  static void typed(DType type, const void* base, F f) {
+  static void typed(DType type, const void* base, int64_t width, F f) {
     if (type == DType::kF32) return f(static_cast<const float*>(base));
     if (type == DType::kF16) return f(static_cast<const F16*>(base));
-    f(static_cast<const BF16*>(base));
+    if (type == DType::kBF16) return f(static_cast<const BF16*>(base));
+    const auto* bytes = static_cast<const uint8_t*>(base);
+    if (type == DType::kQ8_0) return f(CodedRows<DType::kQ8_0>{bytes, width});
+    f(CodedRows<DType::kQ4_0>{bytes, width});
   }
 
   const SplitJob& job_;
@@ -123,7 +127,7 @@ class F32Products {
     packed_panels_ |= uint64_t{1} << panel;
     const int begin = first_col_, end = begin + panel_cols_;
     if (end > job_.cols) std::fill_n(panel_, job_.d * panel_cols_, 0.0f);
-    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto* k, int64_t stride, int col, int count) {
+    keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
       pack_keys(k, stride, count, job_.d, panel_ + (col - begin), panel_cols_);
     });
     if constexpr (kRound) round_to_bf16(panel_, job_.d * panel_cols_);
@@ -182,7 +186,7 @@ class F32Products {
       add_columns<false>(row, rows, p + span.begin, values_ + span.begin * padded_, padded_, span.end - span.begin);
       return;
     }
-    keys_.each_value_run(span.begin, span.end, [&](const auto* v, int64_t stride, int col, int count) {
+    keys_.each_value_run(span.begin, span.end, [&](const auto v, int64_t stride, int col, int count) {
       add_columns<true>(row, rows, p + col, v, stride, count);
     });
   }
@@ -193,7 +197,7 @@ class F32Products {
       if (packed_values_ >> chunk & 1) continue;
       packed_values_ |= 1u << chunk;
       keys_.each_value_run(chunk * kChunk, std::min(job_.cols, (chunk + 1) * kChunk),
-                           [&](const auto* v, int64_t stride, int col, int count) {
+                           [&](const auto v, int64_t stride, int col, int count) {
                              float* to = values_ + col * padded_;
                              pack_values(v, stride, count, job_.dv, padded_, to);
                              if constexpr (kRound) round_to_bf16(to, count * padded_);
@@ -201,18 +205,19 @@ class F32Products {
     }
   }
 
-  template <bool kAhead, class T>
-  void add_columns(int row, int rows, const float* p, const T* v, int64_t v_stride, int count) const {
+  template <bool kAhead, class Rows>
+  void add_columns(int row, int rows, const float* p, Rows v, int64_t v_stride, int count) const {
     int64_t c = 0;
     for (; c + kVecs * kLanes <= padded_; c += kVecs * kLanes)
-      add_rows<kVecs, kAhead>(row, rows, p, v + c, v_stride, count, c);
+      add_rows<kVecs, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c);
     if constexpr (kVecs == 4)
-      if (c + 2 * kLanes <= padded_) add_rows<2, kAhead>(row, rows, p, v + c, v_stride, count, c), c += 2 * kLanes;
-    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(row, rows, p, v + c, v_stride, count, c);
+      if (c + 2 * kLanes <= padded_)
+        add_rows<2, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c), c += 2 * kLanes;
+    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c);
   }
 
-  template <int kCols, bool kAhead, class T>
-  void add_rows(int row, int rows, const float* p, const T* v, int64_t v_stride, int count, int64_t c) const {
+  template <int kCols, bool kAhead, class Rows>
+  void add_rows(int row, int rows, const float* p, Rows v, int64_t v_stride, int count, int64_t c) const {
     float* out = acc_ + row * job_.acc_stride + c;
     for_rows(rows,
              [&](auto n) { add_values<n, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, job_.acc_stride); });

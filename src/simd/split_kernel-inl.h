@@ -9,6 +9,7 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/math-inl.h"
 #include "simd/micro-inl.h"
 #include "simd/partial-inl.h"
+#include "simd/quantised-inl.h"
 #include "simd/weights-inl.h"
 // What follows needs what precedes.
 #include "simd/products_f32-inl.h"

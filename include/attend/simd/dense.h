@@ -12,9 +12,10 @@ namespace attend {
 inline constexpr int kPanelKeys = 64;  // columns of a panel, and of a step of `dots`
 
 struct DenseKernels {
-  // panel[c * 64 + j] = x[j * x_stride + c] for j < keys, 0 for the rest; x of f32, f16 or bf16.
+  // panel[c * 64 + j] = x[j * x_stride + c] for j < keys, 0 for the rest; x of f32, f16 or bf16, or
+  // quantised rows of d elements.
   void (*pack)(DType type, const void* x, int64_t x_stride, int64_t keys, int64_t d, float* panel);
-  // out[j * out_stride + c] = x[j * x_stride + c] as f32.
+  // out[j * out_stride + c] = x[j * x_stride + c] as f32. Quantised rows are read whole: of `width` elements.
   void (*widen)(DType type, const void* x, int64_t x_stride, int64_t rows, int64_t width, float* out,
                 int64_t out_stride);
   // s[r * s_stride + j] = sum over ascending c of x[r * x_stride + c] * panel[c * 64 + j], all 64 columns.

@@ -1,0 +1,322 @@
+// Rows of q8_0 and q4_0 (attend/tensor/quantised_row.h) as operands of the micro-kernels. What is read is integer x
+// scale, exact in f32, so that every path gives the bits of the same keys stored as f32. See math-inl.h on how it is
+// included; after micro-inl.h.
+#include <cstring>
+
+namespace attend {
+namespace HWY_NAMESPACE {
+
+// Rows from one on, and the first column wanted.
+template <DType kType>
+struct CodedRows {
+  const uint8_t* data;
+  int64_t width;  // elements of a row
+  int64_t column = 0;
+  CodedRows operator+(int64_t bytes) const { return {data + bytes, width, column}; }
+};
+
+template <class T>
+HWY_INLINE const T* from_column(const T* rows, int64_t column) {
+  return rows + column;
+}
+template <DType kType>
+HWY_INLINE CodedRows<kType> from_column(CodedRows<kType> rows, int64_t column) {
+  return {rows.data, rows.width, rows.column + column};
+}
+
+// Of a row of `elements`: where its scales begin.
+template <DType kType>
+constexpr int64_t integer_bytes(int64_t elements) {
+  return kType == DType::kQ8_0 ? elements : elements / 2;
+}
+
+// The f16 at p in every lane.
+HWY_INLINE Vec scale_at(const uint8_t* p) {
+  const hn::Rebind<uint16_t, F32> bits;
+  const hn::Rebind<hwy::float16_t, F32> halves;
+  uint16_t scale;
+  std::memcpy(&scale, p, 2);
+  return hn::PromoteTo(F32(), hn::BitCast(halves, hn::Set(bits, scale)));
+}
+
+// A byte a lane.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<F32>> load_bytes(const uint8_t* p) {
+  return hn::PromoteTo(hn::RebindToUnsigned<F32>(), hn::LoadU(hn::Rebind<uint8_t, F32>(), p));
+}
+
+#if HWY_TARGET == HWY_AVX3
+// q - 8 for the low four bits q of an index.
+HWY_INLINE Vec nibble_values() {
+  return Vec{_mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8)};
+}
+HWY_INLINE Vec look_up(Vec table, hn::Vec<hn::RebindToUnsigned<F32>> index) {
+  return Vec{_mm512_permutexvar_ps(index.raw, table.raw)};
+}
+#endif
+
+// kCols vectors of a row, from a column on that is a multiple of 32, or lies with all of them in half a block.
+template <DType kType, int kCols>
+class CodedColumns {
+ public:
+  CodedColumns(int64_t width, int64_t column)
+      : integers_(kType == DType::kQ8_0 ? column : column / 32 * 16 + column % 16),
+        scales_(integer_bytes<kType>(width) + column / 32 * 2),
+        high_(column % 32 >= 16) {}
+
+  static constexpr int64_t kBytes = integer_bytes<kType>(kCols * kLanes);
+  const uint8_t* begin(const uint8_t* row) const { return row + integers_; }
+
+  HWY_INLINE void load(const uint8_t* row, Vec* HWY_RESTRICT out) const {
+    const uint8_t* integers = row + integers_;
+    const uint8_t* scales = row + scales_;
+#pragma GCC unroll 8
+    for (int first = 0; first < kCols; first += kGroup) {
+      const Vec scale = scale_at(scales + first * kLanes / 32 * 2);
+      load_group(integers + integer_bytes<kType>(first * kLanes), scale, out + first);
+    }
+  }
+
+ private:
+  static constexpr bool kBlocks = kCols * kLanes >= 32;
+  static_assert(kBlocks ? kCols * kLanes % 32 == 0 : kCols * kLanes <= 16);
+  static constexpr int kGroup = kBlocks ? static_cast<int>(32 / kLanes) : kCols;  // vectors that share a scale
+
+  HWY_INLINE void load_group(const uint8_t* p, Vec scale, Vec* HWY_RESTRICT out) const {
+    const F32 d;
+    const I32 di;
+    if constexpr (kType == DType::kQ8_0) {
+      const hn::Rebind<int8_t, F32> d8;
+#pragma GCC unroll 8
+      for (int v = 0; v < kGroup; ++v) {
+        const auto bytes = hn::LoadU(d8, reinterpret_cast<const int8_t*>(p + v * kLanes));
+        out[v] = hn::Mul(hn::ConvertTo(d, hn::PromoteTo(di, bytes)), scale);
+      }
+    } else if constexpr (kBlocks) {
+      constexpr int kPairs = kGroup / 2;
+#pragma GCC unroll 8
+      for (int v = 0; v < kPairs; ++v) {
+        const auto bytes = load_bytes(p + v * kLanes);
+        out[v] = nibbles(bytes, scale);
+        out[v + kPairs] = nibbles(hn::ShiftRight<4>(bytes), scale);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < kGroup; ++v) {
+        const auto bytes = load_bytes(p + v * kLanes);
+        out[v] = nibbles(high_ ? hn::ShiftRight<4>(bytes) : bytes, scale);
+      }
+    }
+  }
+
+  // (low four bits - 8) x scale.
+  static HWY_INLINE Vec nibbles(hn::Vec<hn::RebindToUnsigned<F32>> bytes, Vec scale) {
+#if HWY_TARGET == HWY_AVX3
+    return look_up(hn::Mul(nibble_values(), scale), bytes);
+#else
+    const hn::RebindToUnsigned<F32> du;
+    const I32 di;
+    const auto q = hn::BitCast(di, hn::And(bytes, hn::Set(du, 15u)));
+    return hn::Mul(hn::ConvertTo(F32(), hn::Sub(q, hn::Set(di, 8))), scale);
+#endif
+  }
+
+  int64_t integers_, scales_;
+  bool high_;
+};
+
+// As add_values of plain rows.
+template <int kRows, int kCols, bool kAhead, DType kType>
+HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, CodedRows<kType> values, int64_t v_stride,
+                           int64_t count, float* HWY_RESTRICT out, int64_t out_stride) {
+  const F32 d;
+  const CodedColumns<kType, kCols> columns(values.width, values.column);
+  Vec acc[kRows][kCols];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
+  const uint8_t* row = values.data;
+  for (int64_t j = 0; j < count; ++j, row += v_stride) {
+    if constexpr (kAhead) {
+      // Rows begin anywhere in a cache line; scales lie in the line of these integers or of the next row's.
+      prefetch(columns.begin(row) + kAheadBytes);
+      prefetch(columns.begin(row) + kAheadBytes + columns.kBytes - 1);
+    }
+    Vec b[kCols];
+    columns.load(row, b);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec a = hn::Set(d, p[r * p_stride + j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kCols; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
+}
+
+// As pack_values of plain rows; dv is a multiple of 32, so there is nothing to pad.
+template <DType kType>
+HWY_NOINLINE void pack_values(CodedRows<kType> values, int64_t stride, int64_t count, int64_t dv, int64_t padded,
+                              float* HWY_RESTRICT out) {
+  constexpr int kBlockVecs = static_cast<int>(32 / kLanes);
+  for (int64_t c = 0; c < dv; c += 32) {
+    const CodedColumns<kType, kBlockVecs> columns(dv, c);
+    for (int64_t j = 0; j < count; ++j) {
+      Vec b[kBlockVecs];
+      columns.load(values.data + j * stride, b);
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlockVecs; ++v) hn::StoreU(b[v], F32(), out + j * padded + c + v * kLanes);
+    }
+  }
+}
+
+// 16 bytes from p on of `lanes` rows as four vectors of words: lane c of word[i] is bytes 4 i .. 4 i + 3 of row c.
+struct Words {
+  hn::Vec<hn::RebindToUnsigned<F32>> word[4];
+};
+HWY_INLINE Words transpose_words(const uint8_t* p, int64_t stride) {
+  const hn::RebindToUnsigned<F32> d32;
+  const hn::Repartition<uint64_t, F32> d64;
+  auto row = [&](int64_t r) { return hn::BitCast(d32, load_blocks(p + r * stride, stride)); };
+  const auto r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
+  const auto a = hn::BitCast(d64, hn::InterleaveLower(d32, r0, r1)),
+             b = hn::BitCast(d64, hn::InterleaveLower(d32, r2, r3)),
+             e = hn::BitCast(d64, hn::InterleaveUpper(d32, r0, r1)),
+             f = hn::BitCast(d64, hn::InterleaveUpper(d32, r2, r3));
+  return {{hn::BitCast(d32, hn::InterleaveLower(d64, a, b)), hn::BitCast(d32, hn::InterleaveUpper(d64, a, b)),
+           hn::BitCast(d32, hn::InterleaveLower(d64, e, f)), hn::BitCast(d32, hn::InterleaveUpper(d64, e, f))}};
+}
+
+// What integers are multiplied by before their scale: they are read from the top of a word.
+template <DType kType>
+constexpr float integer_unit() {
+#if HWY_TARGET == HWY_AVX3
+  if (kType == DType::kQ4_0) return 1;  // found in a table
+#endif
+  return kType == DType::kQ8_0 ? 0x1p-24f : 0x1p-28f;
+}
+
+// scale[b, c] = scale of block b of row c, times the unit of integers. The last 16 bytes of rows are read first, then
+// those before: all lie inside their row.
+template <DType kType>
+HWY_INLINE void transpose_scales(const uint8_t* rows, int64_t stride, int64_t blocks, float* HWY_RESTRICT scale) {
+  const F32 d;
+  const hn::Rebind<uint16_t, F32> bits;
+  const hn::Rebind<hwy::float16_t, F32> halves;
+  const Vec unit = hn::Set(d, integer_unit<kType>());
+  const uint8_t* scales = rows + integer_bytes<kType>(blocks * 32);
+  for (int64_t end = blocks; end > 0; end -= 8) {
+    const Words w = transpose_words(scales + 2 * end - 16, stride);
+#pragma GCC unroll 8
+    for (int h = 0; h < 8; ++h) {
+      const int64_t block = end - 8 + h;
+      if (block < 0) continue;
+      const auto word = h % 2 ? hn::ShiftRight<16>(w.word[h / 2]) : w.word[h / 2];
+      const Vec s = hn::PromoteTo(d, hn::BitCast(halves, hn::TruncateTo(bits, word)));
+      hn::StoreU(hn::Mul(s, unit), d, scale + block * kLanes);
+    }
+  }
+}
+
+// Byte kByte of every word, as its value times 2^24.
+template <int kByte>
+HWY_INLINE Vec top_byte(hn::Vec<hn::RebindToUnsigned<F32>> word) {
+  const hn::RebindToUnsigned<F32> du;
+  const hn::Repartition<uint8_t, F32> d8;
+  const I32 di;
+  if constexpr (kByte == 3) {
+    return hn::ConvertTo(F32(), hn::BitCast(di, hn::And(word, hn::Set(du, 0xff000000u))));
+  } else if constexpr (kByte == 0) {
+    return hn::ConvertTo(F32(), hn::BitCast(di, hn::ShiftLeft<24>(word)));
+  } else {
+    constexpr uint8_t k = kByte, none = 0x80;
+    alignas(16) static constexpr uint8_t kIndex[16] = {none, none, none, k,     none, none, none, k + 4,
+                                                       none, none, none, k + 8, none, none, none, k + 12};
+    const auto moved = hn::TableLookupBytesOr0(hn::BitCast(d8, word), hn::LoadDup128(d8, kIndex));
+    return hn::ConvertTo(F32(), hn::BitCast(di, moved));
+  }
+}
+
+// The four bits from bit kBit of every word on, minus 8, in units of integer_unit().
+template <int kBit>
+HWY_INLINE Vec nibble(hn::Vec<hn::RebindToUnsigned<F32>> word) {
+#if HWY_TARGET == HWY_AVX3
+  return look_up(nibble_values(), hn::ShiftRight<kBit>(word));
+#else
+  // With its top bit turned over a nibble is q - 8 in two's complement.
+  const hn::RebindToUnsigned<F32> du;
+  const auto top = hn::And(hn::ShiftLeft<28 - kBit>(word), hn::Set(du, 0xf0000000u));
+  return hn::ConvertTo(F32(), hn::BitCast(I32(), hn::Xor(top, hn::Set(du, 0x80000000u))));
+#endif
+}
+
+// The elements of a step of 16 bytes as rows of a panel.
+template <DType kType>
+HWY_INLINE void store_words(const Words& w, Vec scale, float* HWY_RESTRICT to, int64_t stride) {
+  const F32 d;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto word = w.word[i];
+    float* at = to + 4 * i * stride;
+    if constexpr (kType == DType::kQ8_0) {
+      hn::StoreU(hn::Mul(top_byte<0>(word), scale), d, at);
+      hn::StoreU(hn::Mul(top_byte<1>(word), scale), d, at + stride);
+      hn::StoreU(hn::Mul(top_byte<2>(word), scale), d, at + 2 * stride);
+      hn::StoreU(hn::Mul(top_byte<3>(word), scale), d, at + 3 * stride);
+    } else {
+      float* high = at + 16 * stride;
+      hn::StoreU(hn::Mul(nibble<0>(word), scale), d, at);
+      hn::StoreU(hn::Mul(nibble<4>(word), scale), d, high);
+      hn::StoreU(hn::Mul(nibble<8>(word), scale), d, at + stride);
+      hn::StoreU(hn::Mul(nibble<12>(word), scale), d, high + stride);
+      hn::StoreU(hn::Mul(nibble<16>(word), scale), d, at + 2 * stride);
+      hn::StoreU(hn::Mul(nibble<20>(word), scale), d, high + 2 * stride);
+      hn::StoreU(hn::Mul(nibble<24>(word), scale), d, at + 3 * stride);
+      hn::StoreU(hn::Mul(nibble<28>(word), scale), d, high + 3 * stride);
+    }
+  }
+}
+
+// panel[k, c] = keys[c, k] for the `kLanes` keys from `rows` on. kAhead: they come from memory, and so do the next.
+template <bool kAhead, DType kType>
+HWY_INLINE void pack_coded_lanes(const uint8_t* HWY_RESTRICT rows, int64_t stride, int64_t d_count,
+                                 float* HWY_RESTRICT panel, int64_t panel_stride) {
+  constexpr int64_t kMostBlocks = 512 / 32;
+  HWY_ALIGN float scale[kMostBlocks * kLanes];
+  const int64_t blocks = d_count / 32, bytes = integer_bytes<kType>(d_count);
+  transpose_scales<kType>(rows, stride, blocks, scale);
+  for (int64_t at = 0; at < bytes; at += 16) {
+    if constexpr (kAhead)
+      for (int64_t line = 0; line < kLanes * 16; line += 64) prefetch(rows + kAheadBytes + kLanes * at + line);
+    const int64_t first = kType == DType::kQ8_0 ? at : 2 * at;
+    const Words w = transpose_words(rows + at, stride);
+    store_words<kType>(w, hn::LoadU(F32(), scale + first / 32 * kLanes), panel + first * panel_stride, panel_stride);
+  }
+  if constexpr (kAhead)
+    for (int64_t line = kLanes * bytes; line < kLanes * row_bytes(kType, d_count); line += 64)
+      prefetch(rows + kAheadBytes + line);
+}
+
+// As pack_keys of plain rows.
+template <DType kType>
+HWY_NOINLINE void pack_keys(CodedRows<kType> keys, int64_t stride, int64_t count, int64_t d_count,
+                            float* HWY_RESTRICT panel, int64_t panel_stride) {
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes)
+    pack_coded_lanes<true, kType>(keys.data + c * stride, stride, d_count, panel + c, panel_stride);
+  if (c == count) return;
+  // The last few keys through copies with room around them.
+  const int64_t bytes = row_bytes(kType, d_count);
+  uint8_t rows[kLanes * row_bytes(kType, 512)];
+  float lanes[kLanes * 512];
+  for (int64_t r = 0; r < kLanes; ++r)
+    std::memcpy(rows + r * bytes, keys.data + (c + std::min(r, count - c - 1)) * stride, static_cast<size_t>(bytes));
+  pack_coded_lanes<false, kType>(rows, bytes, d_count, lanes, kLanes);
+  for (int64_t k = 0; k < d_count; ++k) std::copy_n(lanes + k * kLanes, count - c, panel + k * panel_stride + c);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace attend
