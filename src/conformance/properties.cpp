@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "attend/tensor/quantised_row.h"
 #include "conformance/suite.h"
 
 namespace attend::conformance {
@@ -18,6 +19,33 @@ View rows_of(const View& v, int64_t first, int64_t count) {
   slice.data = v.as<char>() + first * v.stride[2] * size_of(v.type);
   slice.shape[2] = count;
   return slice;
+}
+
+// Rows of an array [1, heads, Tk, width] as a store keeps them.
+struct StoredRows {
+  std::vector<uint8_t> bytes;  // of quantised rows
+  const char* data;
+  int64_t head, row;  // bytes from one to the next
+  int64_t stride;     // of rows, in the unit of key runs
+
+  const void* at(int64_t h, int64_t j) const { return data + h * head + j * row; }
+};
+
+// The array's own memory; or, for a quantised type, rows of f32 coded, with the array now holding what was coded.
+StoredRows stored_rows(const View& x, DType type) {
+  const int64_t size = size_of(x.type);
+  if (!is_quantised(type)) return {{}, x.as<char>(), x.stride[1] * size, x.stride[2] * size, x.stride[2]};
+  const int64_t width = x.shape[3], keys = x.shape[2], row = row_bytes(type, width) + 5;  // rows lie anywhere
+  StoredRows rows{std::vector<uint8_t>(static_cast<size_t>(x.shape[1] * keys * row), 0xff), nullptr, keys * row, row,
+                  row};
+  rows.data = reinterpret_cast<const char*>(rows.bytes.data());
+  for (int64_t h = 0; h < x.shape[1]; ++h)
+    for (int64_t j = 0; j < keys; ++j) {
+      uint8_t* coded = rows.bytes.data() + h * rows.head + j * row;
+      quantise_row(x.at<float>({0, h, j}), width, type, coded);
+      dequantise_row(coded, width, type, x.at<float>({0, h, j}));
+    }
+  return rows;
 }
 
 }  // namespace
@@ -177,15 +205,19 @@ void Suite::check_limits() {
   });
 }
 
-// Keys as pages with positions: pages change no bit, nor does dropping keys that nobody sees.
+// Keys as pages with positions: pages change no bit, nor does dropping keys that nobody sees. Quantised rows give the
+// bits of the same numbers as f32, to the mechanism and to its definition.
 void Suite::check_key_views() {
   if (!has_port("q_positions") || !has_option("window") || !takes({1, 4, 2, 3, 1300, 24, 16}, spec({}))) return;
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-    Call call = make_call({1, 4, 2, 3, 1300, 24, 16}, spec({{"causal", "true"}, {"window", "100"}, {"sinks", "5"}}),
-                          type, Layout::kDense, {});
-    record("pages and dropped keys", call.text(), [&] {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
+    const bool quantised = is_quantised(type);
+    const Sizes sizes = {1, 4, 2, 3, 1300, quantised ? 64 : 24, quantised ? 32 : 16};
+    Call call = make_call(sizes, spec({{"causal", "true"}, {"window", "100"}, {"sinks", "5"}}),
+                          quantised ? DType::kF32 : type, Layout::kDense, {});
+    const View &k = call.arrays.find("k")->second.view(), &v = call.arrays.find("v")->second.view();
+    const StoredRows k_rows = stored_rows(k, type), v_rows = stored_rows(v, type);
+    record("pages and dropped keys", fmt::format("{} stored as {}", call.text(), name_of(type)), [&] {
       const Outputs plain = result(call);
-      const View &k = call.arrays.find("k")->second.view(), &v = call.arrays.find("v")->second.view();
       const auto needed = registry_.make<Operator>(call.spec)->needed_from(1297);
       for (const bool drop : {false, true}) {
         std::vector<int32_t> kept;
@@ -200,10 +232,9 @@ void Suite::check_key_views() {
           for (size_t slot = 0; slot < kept.size();) {
             size_t end = slot + 1;
             while (end < kept.size() && kept[end] == kept[end - 1] + 1 && end - slot < 37) ++end;
-            runs[static_cast<size_t>(h)].push_back(
-                {k.as<char>() + (h * k.stride[1] + kept[slot] * k.stride[2]) * size_of(type),
-                 v.as<char>() + (h * v.stride[1] + kept[slot] * v.stride[2]) * size_of(type), k.stride[2], v.stride[2],
-                 static_cast<int64_t>(slot), static_cast<int64_t>(end - slot)});
+            runs[static_cast<size_t>(h)].push_back({k_rows.at(h, kept[slot]), v_rows.at(h, kept[slot]), k_rows.stride,
+                                                    v_rows.stride, static_cast<int64_t>(slot),
+                                                    static_cast<int64_t>(end - slot)});
             slot = end;
           }
           views.push_back({runs[static_cast<size_t>(h)], type, type, kept});
@@ -217,6 +248,10 @@ void Suite::check_key_views() {
           if (std::string failure = compare_bits(plain, out); !failure.empty())
             return fmt::format("{}{}", drop ? "dropped keys: " : "pages: ", failure);
         }
+        if (drop) continue;
+        if (std::string failure = compare_with_reference(call, plain); !failure.empty()) return failure;
+        in["dv"] = dense_view(nullptr, DType::kF32, {sizes.dv});
+        if (std::string failure = compare_references(call, call.tensors(), in); !failure.empty()) return failure;
       }
       return std::string();
     });

@@ -137,9 +137,8 @@ std::string Suite::compare_bits(const Outputs& a, const Outputs& b) {
   return {};
 }
 
-std::string Suite::compare_with_reference(const Call& call, const Outputs& out) {
+std::map<std::string, Array, std::less<>> Suite::definition(const Call& call, const Tensors& in) {
   const auto reference = entry_.reference(registry_.complete(call.spec));
-  const Tensors in = call.tensors();
   Tensors expected;
   std::map<std::string, Array, std::less<>> storage;
   for (const auto& [name, spec] : reference->infer(in)) {
@@ -148,7 +147,22 @@ std::string Suite::compare_with_reference(const Call& call, const Outputs& out) 
   }
   Context context(1);
   reference->forward(in, expected, Form::kAny, context);
+  return storage;
+}
 
+std::string Suite::compare_references(const Call& call, const Tensors& in, const Tensors& also) {
+  const auto want = definition(call, in), got = definition(call, also);
+  for (const auto& [name, array] : want) {
+    const View &x = array.view, &y = got.find(name)->second.view;
+    if (const int64_t at = first_difference(x, y); at >= 0)
+      return fmt::format("definition of {}[{}]: {} and {}", name, at, value_at(x, at), value_at(y, at));
+  }
+  return {};
+}
+
+std::string Suite::compare_with_reference(const Call& call, const Outputs& out) {
+  const Tensors in = call.tensors();
+  const auto storage = definition(call, in);
   if (!entry_.bound) return "the entry has no bound";
   for (const auto& [name, guarded] : out.arrays) {
     if (!guarded.intact()) return fmt::format("{}: memory outside its elements was written", name);

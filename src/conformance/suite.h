@@ -62,8 +62,12 @@ class Suite {
   Outputs outputs(const Call& call) const;
   void forward(const Call& call, const Tensors& in, const Outputs& out, int threads);
   Outputs result(const Call& call, int threads = 1);
+  // What the reference gives, by output.
+  std::map<std::string, Array, std::less<>> definition(const Call& call, const Tensors& in);
   // Empty if `out` is within the bound of the reference, everything is written and no guard is broken.
   std::string compare_with_reference(const Call& call, const Outputs& out);
+  // Empty if the definition gives the same numbers for `in` as for `also`.
+  std::string compare_references(const Call& call, const Tensors& in, const Tensors& also);
   static std::string compare_bits(const Outputs& a, const Outputs& b);
   // Empty if `got` is within `limit` of `want` everywhere.
   static std::string compare(std::string_view name, const View& got, const View& want, double limit);
