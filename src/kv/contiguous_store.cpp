@@ -37,8 +37,8 @@ class ContiguousStore : public Store {
  public:
   explicit ContiguousStore(const StoreShape& shape)
       : shape_(shape),
-        k_row_(shape.d * size_of(shape.codec)),
-        v_row_(shape.dv * size_of(shape.codec)),
+        k_row_(row_bytes(shape.codec, shape.d)),
+        v_row_(row_bytes(shape.codec, shape.dv)),
         heads_(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads)) {}
 
   void append(int layer, const View& k, const View& v, std::span<const int32_t> position) override {
@@ -206,8 +206,8 @@ class ContiguousStore : public Store {
   void publish(Head& head) const {
     head.run = {.k = head.k.data(),
                 .v = head.v.data(),
-                .k_stride = shape_.d,
-                .v_stride = shape_.dv,
+                .k_stride = k_row_ / size_of(shape_.codec),
+                .v_stride = v_row_ / size_of(shape_.codec),
                 .first_slot = 0,
                 .count = head.count};
   }
@@ -227,8 +227,13 @@ std::unique_ptr<Store> make_contiguous_store(const StoreShape& shape) {
     throw Error(ErrorKind::kArgument, "store", "shape",
                 fmt::format("{} layers, {} heads, d {}, dv {}", shape.layers, shape.kv_heads, shape.d, shape.dv),
                 fmt::format("must be 1..{} each", kMost));
-  if (shape.codec != DType::kF32 && shape.codec != DType::kF16 && shape.codec != DType::kBF16)
-    throw Error(ErrorKind::kArgument, "store", "codec", name_of(shape.codec), "must be f32, f16 or bf16");
+  const bool quantised = is_quantised(shape.codec);
+  if (shape.codec != DType::kF32 && shape.codec != DType::kF16 && shape.codec != DType::kBF16 && !quantised)
+    throw Error(ErrorKind::kArgument, "store", "codec", name_of(shape.codec), "must be f32, f16, bf16, q8_0 or q4_0");
+  if (quantised && (shape.d % kQuantisedBlock != 0 || shape.dv % kQuantisedBlock != 0))
+    throw Error(ErrorKind::kArgument, "store", "codec", name_of(shape.codec),
+                fmt::format("codes blocks of {}: rows of {} and {} elements are no multiples", kQuantisedBlock, shape.d,
+                            shape.dv));
   return std::make_unique<ContiguousStore>(shape);
 }
 

@@ -98,9 +98,9 @@ Policy model_policy(std::string_view text, ComputeMode compute, const Registry& 
   return policy;
 }
 
-Policy exact_policy(const Policy& policy, const Registry& registry) {
-  Policy exact = registry.policy("softmax");
-  exact[Kind::kCodec] = policy[Kind::kCodec];
+Policy exact_policy(const Policy& policy, ComputeMode compute, const Registry& registry) {
+  Policy exact = model_policy("softmax", compute, registry);
+  if (!is_quantised(registry.make<Codec>(*policy[Kind::kCodec])->type)) exact[Kind::kCodec] = policy[Kind::kCodec];
   exact[Kind::kStore] = policy[Kind::kStore];
   return exact;
 }
@@ -121,7 +121,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                        .d = first.d,
                        .dv = first.dv,
                        .codec = codec->type});
-  key_bytes_ = (first.d + first.dv) * size_of(codec->type);
+  key_bytes_ = row_bytes(codec->type, first.d) + row_bytes(codec->type, first.dv);
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {
     Spec spec = layer_spec(*policy[Kind::kMechanism], layer, registry);

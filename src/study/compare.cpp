@@ -77,7 +77,7 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
   }
   std::vector<size_t> truth;
   for (const Policy& policy : policies) {
-    const Policy exact = exact_policy(policy, registry);
+    const Policy exact = exact_policy(policy, model->compute(), registry);
     const std::string name = to_string(exact, registry);
     const auto found = std::find(names.begin(), names.end(), name);
     truth.push_back(static_cast<size_t>(found - names.begin()));

@@ -12,6 +12,8 @@
 #include "attend/kv/store.h"
 #include "attend/tensor/buffer.h"
 #include "attend/tensor/error.h"
+#include "attend/tensor/quantised_row.h"
+#include "support/expect_error.h"
 
 namespace attend {
 namespace {
@@ -21,13 +23,22 @@ struct Key {
   std::vector<float> k, v;
 };
 
-float stored(float x, DType codec) {
-  if (codec == DType::kF16) return to_f32(to_f16(x));
-  if (codec == DType::kBF16) return to_f32(to_bf16(x));
+// What a row reads as.
+std::vector<float> stored(const std::vector<float>& row, DType codec) {
+  std::vector<float> x = row;
+  if (is_quantised(codec)) {
+    const int64_t n = static_cast<int64_t>(row.size());
+    std::vector<uint8_t> coded(static_cast<size_t>(row_bytes(codec, n)));
+    quantise_row(row.data(), n, codec, coded.data());
+    dequantise_row(coded.data(), n, codec, x.data());
+    return x;
+  }
+  for (float& v : x) v = codec == DType::kF16 ? to_f32(to_f16(v)) : codec == DType::kBF16 ? to_f32(to_bf16(v)) : v;
   return x;
 }
 
-float read(const void* row, int64_t i, DType codec) {
+float read(const void* row, int64_t i, int64_t n, DType codec) {
+  if (is_quantised(codec)) return quantised_element(row, n, codec, i);
   if (codec == DType::kF16) return to_f32(static_cast<const F16*>(row)[i]);
   if (codec == DType::kBF16) return to_f32(static_cast<const BF16*>(row)[i]);
   return static_cast<const float*>(row)[i];
@@ -43,11 +54,11 @@ void expect_keys(const KeyView& view, const std::vector<Key>& expected, const St
       const Key& key = expected[static_cast<size_t>(slot)];
       ASSERT_EQ(view.position.empty() ? slot : view.position[static_cast<size_t>(slot)], key.position);
       for (int64_t c = 0; c < shape.d; ++c)
-        ASSERT_EQ(read(static_cast<const char*>(run.k) + i * run.k_stride * element, c, shape.codec),
-                  stored(key.k[static_cast<size_t>(c)], shape.codec));
+        ASSERT_EQ(read(static_cast<const char*>(run.k) + i * run.k_stride * element, c, shape.d, shape.codec),
+                  key.k[static_cast<size_t>(c)]);
       for (int64_t c = 0; c < shape.dv; ++c)
-        ASSERT_EQ(read(static_cast<const char*>(run.v) + i * run.v_stride * element, c, shape.codec),
-                  stored(key.v[static_cast<size_t>(c)], shape.codec));
+        ASSERT_EQ(read(static_cast<const char*>(run.v) + i * run.v_stride * element, c, shape.dv, shape.codec),
+                  key.v[static_cast<size_t>(c)]);
     }
 }
 
@@ -71,11 +82,12 @@ std::vector<float> row_of(const Rows& rows, int64_t head, int64_t t) {
 }
 
 TEST(ContiguousStore, FollowsRandomAppendsAndKeeps) {
-  for (DType codec : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (DType codec : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
     const unsigned seed = 17 + static_cast<unsigned>(codec);
     SCOPED_TRACE(fmt::format("seed {} codec {}", seed, name_of(codec)));
     std::mt19937 random(seed);
-    const StoreShape shape{.layers = 2, .kv_heads = 3, .d = 20, .dv = 9, .codec = codec};
+    const int64_t d = is_quantised(codec) ? 64 : 20, dv = is_quantised(codec) ? 32 : 9;
+    const StoreShape shape{.layers = 2, .kv_heads = 3, .d = d, .dv = dv, .codec = codec};
     auto store = make_contiguous_store(shape);
     std::vector<Key> expected[2][3];
     int32_t next[2] = {0, 0};
@@ -92,7 +104,8 @@ TEST(ContiguousStore, FollowsRandomAppendsAndKeeps) {
         store->append(layer, k.view, v.view, position);
         for (int h = 0; h < 3; ++h)
           for (int64_t i = 0; i < t; ++i)
-            expected[layer][h].push_back({position[static_cast<size_t>(i)], row_of(k, h, i), row_of(v, h, i)});
+            expected[layer][h].push_back(
+                {position[static_cast<size_t>(i)], stored(row_of(k, h, i), codec), stored(row_of(v, h, i), codec)});
       } else {
         const int head = static_cast<int>(random() % 3);
         std::vector<Key>& keys = expected[layer][head];
@@ -136,22 +149,33 @@ TEST(ContiguousStore, NarrowsSpecialValues) {
 }
 
 TEST(ContiguousStore, HoldsBytesByUse) {
-  const StoreShape shape{.layers = 1, .kv_heads = 1, .d = 64, .dv = 64, .codec = DType::kF16};
-  auto store = make_contiguous_store(shape);
-  EXPECT_EQ(store->bytes(), 0);
-  std::mt19937 random(1);
-  constexpr int64_t kRow = 2 * 64 * 2;
-  const Rows rows = random_rows(random, 1, 1, 64);
-  for (int32_t p = 0; p < 20000; ++p) {
-    store->append(0, rows.view, rows.view, std::span(&p, 1));
-    ASSERT_LE(store->bytes(), kRow * ((p + 1) * 9 / 8 + 256));
+  for (const auto& [codec, row] : {std::pair{DType::kF16, 128}, {DType::kQ8_0, 68}, {DType::kQ4_0, 36}}) {
+    const StoreShape shape{.layers = 1, .kv_heads = 1, .d = 64, .dv = 64, .codec = codec};
+    auto store = make_contiguous_store(shape);
+    EXPECT_EQ(store->bytes(), 0);
+    std::mt19937 random(1);
+    const Rows rows = random_rows(random, 1, 1, 64);
+    for (int32_t p = 0; p < 20000; ++p) {
+      store->append(0, rows.view, rows.view, std::span(&p, 1));
+      ASSERT_LE(store->bytes(), 2 * row * ((p + 1) * 9 / 8 + 256));
+    }
+    std::vector<int64_t> slots;
+    for (int64_t s = 19000; s < 20000; ++s) slots.push_back(s);
+    store->keep(0, 0, slots);
+    EXPECT_LE(store->bytes(), (2 * row + 4) * 1300);
+    store->clear();
+    EXPECT_EQ(store->bytes(), 0);
   }
-  std::vector<int64_t> slots;
-  for (int64_t s = 19000; s < 20000; ++s) slots.push_back(s);
-  store->keep(0, 0, slots);
-  EXPECT_LE(store->bytes(), (kRow + 4) * 1300);
-  store->clear();
-  EXPECT_EQ(store->bytes(), 0);
+}
+
+TEST(ContiguousStore, QuantisedRowsAreWholeBlocks) {
+  for (DType codec : {DType::kQ8_0, DType::kQ4_0}) {
+    EXPECT_NO_THROW(make_contiguous_store({.layers = 1, .kv_heads = 1, .d = 64, .dv = 32, .codec = codec}));
+    for (const auto& [d, dv] : {std::pair{48, 64}, {64, 80}})
+      test::expect_error(ErrorKind::kArgument, name_of(codec), [&] {
+        make_contiguous_store({.layers = 1, .kv_heads = 1, .d = d, .dv = dv, .codec = codec});
+      });
+  }
 }
 
 TEST(ContiguousStore, RefusesWithoutChange) {

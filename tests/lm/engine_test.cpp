@@ -359,9 +359,13 @@ TEST(Engine, PoliciesName) {
   EXPECT_EQ(model_policy("softmax", ComputeMode::kF32, registry())[Kind::kCodec]->name, "f32");
   EXPECT_EQ(model_policy("softmax + bf16", ComputeMode::kF32, registry())[Kind::kCodec]->name, "bf16");
   EXPECT_EQ(model_policy("softmax", ComputeMode::kDefault, registry())[Kind::kCodec]->name, "f16");
-  const Policy exact =
-      exact_policy(model_policy("softmax:window=4 + bf16", ComputeMode::kDefault, registry()), registry());
-  EXPECT_EQ(to_string(exact, registry()), to_string(registry().policy("softmax + bf16"), registry()));
+  auto exact = [](std::string_view text, ComputeMode compute) {
+    return to_string(exact_policy(model_policy(text, compute, registry()), compute, registry()), registry());
+  };
+  auto named = [](std::string_view text) { return to_string(registry().policy(text), registry()); };
+  EXPECT_EQ(exact("softmax:window=4 + bf16", ComputeMode::kDefault), named("softmax + bf16"));
+  EXPECT_EQ(exact("softmax:window=4 + q8_0", ComputeMode::kDefault), named("softmax + f16"));
+  EXPECT_EQ(exact("q4_0", ComputeMode::kF32), named("softmax + f32"));
 }
 
 }  // namespace

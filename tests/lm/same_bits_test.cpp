@@ -72,6 +72,12 @@ TEST(SameBits, Smollm) {
 TEST(SameBits, SmollmWindow) {
   check(test::kSmollmFile, "softmax:window=24,sinks=3", 150);
 }
+TEST(SameBits, SmollmQuantisedKeys) {
+  check(test::kSmollmFile, "softmax + q8_0", 70);
+}
+TEST(SameBits, SmollmQuantisedKeysAndWindow) {
+  check(test::kSmollmFile, "softmax:window=24,sinks=3 + q4_0", 90);
+}
 TEST(SameBits, Gemma) {
   check(test::kGemmaFile, "softmax + bf16", 70);
 }

@@ -82,6 +82,27 @@ TEST_F(Compare, MeasuresWhatStepsGive) {
   EXPECT_LE(result.rows[1].kv_bytes, result.rows[0].kv_bytes + 4 * 128 * 4);
 }
 
+// Quantised rows are held against the codec that a policy without one gets.
+TEST_F(Compare, QuantisedKeysAreHeldAgainstF16) {
+  expect_error(ErrorKind::kArgument, "q8_0", [&] { compare({"q8_0"}); });  // heads of 8 elements are no blocks
+  test::SmallModel small;
+  small.head = 32;
+  const test::SmallModel::File file = small.file();
+  model_ = LanguageModel::load(file.path, ComputeMode::kDefault, context_);
+  const Comparison result = compare({"softmax", "q8_0", "q4_0"}, {.prompt = 100});
+  EXPECT_EQ(result.rows[0].kl, 0);
+  EXPECT_GT(result.rows[1].kl, 0);
+  EXPECT_LT(result.rows[1].kl, 1e-3);
+  EXPECT_GT(result.rows[2].kl, 10 * result.rows[1].kl);
+  EXPECT_LT(result.rows[2].kl, 0.5);
+  const double keys = 4 * (101 + 119) / 2.0;  // 2 layers, 2 kv heads
+  EXPECT_EQ(result.rows[0].bytes_read, keys * 128);
+  EXPECT_EQ(result.rows[1].bytes_read, keys * 68);
+  EXPECT_EQ(result.rows[2].bytes_read, keys * 36);
+  EXPECT_EQ(result.rows[1].kv_bytes * 32, result.rows[0].kv_bytes * 17);
+  EXPECT_EQ(result.rows[2].kv_bytes * 32, result.rows[0].kv_bytes * 9);
+}
+
 TEST_F(Compare, SplitsThreeQuartersAndForcesEvenOneToken) {
   EXPECT_EQ(compare({"softmax"}).prompt, 90);
   const Comparison last = compare({"softmax"}, {.prompt = 119});

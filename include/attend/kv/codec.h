@@ -8,7 +8,7 @@ namespace attend {
 // Made by registry entries of Kind::kCodec.
 struct Codec : Component {
   explicit Codec(DType element) : type(element) {}
-  DType type;  // one element each, rounded to nearest even
+  DType type;  // rounded to nearest even, or in quantised blocks (attend/tensor/quantised_row.h)
 };
 
 }  // namespace attend

@@ -13,7 +13,7 @@ namespace attend {
 struct StoreShape {
   int layers, kv_heads;
   int64_t d, dv;
-  DType codec;  // element type of stored keys and values
+  DType codec;  // type of stored keys and values
 };
 
 struct Store : Component {
@@ -38,7 +38,8 @@ struct StoreFactory : Component {
 
 // One growing buffer for each layer and head. Capacity follows use in steps of an eighth, at least 32 tokens, and is
 // given back once more than two steps stand empty. Positions are held only where they differ from slots.
-// Throws Error(kArgument) for a shape that is not positive or a codec other than f32, f16 and bf16.
+// Throws Error(kArgument) for a shape that is not positive, for a codec other than f32, f16, bf16, q8_0 and q4_0, and
+// for one of the last two with rows that are no multiples of 32 elements.
 std::unique_ptr<Store> make_contiguous_store(const StoreShape& shape);
 
 }  // namespace attend

@@ -19,8 +19,9 @@ namespace attend {
 // ComputeMode::kF32 and f16 otherwise. Throws Error(kSpec).
 Policy model_policy(std::string_view text, ComputeMode compute, const Registry& registry);
 
-// The same policy with nothing dropped: plain softmax, same store and codec.
-Policy exact_policy(const Policy& policy, const Registry& registry);
+// The same policy with nothing dropped: plain softmax, same store and codec; in place of a codec of quantised rows the
+// one that a text without a codec gets.
+Policy exact_policy(const Policy& policy, ComputeMode compute, const Registry& registry);
 
 // Which tokens of a prompt need logits.
 enum class Outputs { kNone, kLast, kAll };

@@ -3,8 +3,8 @@
 //
 // The first part of a text is the prompt, prefilled under the policy; the rest is forced one token a step under it. The
 // first forced token is predicted by the prefill's last row. Exact means the same compute mode, store and codec with
-// nothing dropped; it runs in lockstep, outside of every timed span. A policy that is itself exact is the exact run of
-// its codec: another would give the same bits.
+// nothing dropped, a codec of quantised rows held against the mode's own codec; it runs in lockstep, outside of every
+// timed span. A policy that is itself exact is the exact run of its codec: another would give the same bits.
 #include <cstdint>
 #include <memory>
 #include <span>
