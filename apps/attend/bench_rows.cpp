@@ -8,6 +8,7 @@
 #include "attend/tensor/compute.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/npy.h"
+#include "attend/tensor/quantised_row.h"
 #include "attend/tensor/registry.h"
 #include "bench.h"
 
@@ -63,11 +64,43 @@ double visible_pairs(const Attention& row, const Entry& entry, const Spec& spec)
   return pairs;
 }
 
+// Keys and values of one call as rows that only key views carry.
+struct Coded {
+  Buffer k, v;
+  std::vector<KeyRun> runs;  // [B * Hkv]
+  std::vector<KeyView> views;
+};
+
 struct Arrays {
   Array q, out;
   std::vector<Array> k, v;
+  std::vector<Coded> coded;                          // in place of k and v, which then hold the same numbers once
   std::map<std::string, Array, std::less<>> others;  // required ports beside q, k and v
+
+  size_t copies() const { return coded.empty() ? k.size() : coded.size(); }
 };
+
+// Rows of an f32 array in a quantised type.
+Buffer coded_rows(const View& x, DType type) {
+  const int64_t width = x.shape[3], rows = x.count() / width, row = row_bytes(type, width);
+  Buffer coded(rows * row);
+  for (int64_t r = 0; r < rows; ++r) quantise_row(x.as<float>() + r * width, width, type, coded.data() + r * row);
+  return coded;
+}
+
+void decode_rows(const Buffer& coded, DType type, const View& x) {
+  const int64_t width = x.shape[3], rows = x.count() / width, row = row_bytes(type, width);
+  for (int64_t r = 0; r < rows; ++r) dequantise_row(coded.data() + r * row, width, type, x.as<float>() + r * width);
+}
+
+Coded make_coded(const Attention& row, const View& k, const View& v) {
+  const int64_t k_row = row_bytes(row.kv_type, row.d), v_row = row_bytes(row.kv_type, row.dv);
+  Coded c{coded_rows(k, row.kv_type), coded_rows(v, row.kv_type), {}, {}};
+  for (int64_t h = 0; h < row.b * row.hkv; ++h)
+    c.runs.push_back({c.k.data() + h * row.tk * k_row, c.v.data() + h * row.tk * v_row, k_row, v_row, 0, row.tk});
+  for (const KeyRun& run : c.runs) c.views.push_back({{&run, 1}, row.kv_type, row.kv_type, {}});
+  return c;
+}
 
 // Inputs of one call; `copies` of keys and values.
 Arrays make_arrays(const Attention& row, const Entry& entry, const Spec& spec, int copies) {
@@ -75,9 +108,20 @@ Arrays make_arrays(const Attention& row, const Entry& entry, const Spec& spec, i
            make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
            {},
            {},
+           {},
            {}};
   fill_normal(a.q.view, 2, 1);
   std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
+  if (is_quantised(row.kv_type)) {
+    for (auto* arrays : {&a.k, &a.v}) {
+      arrays->push_back(make_array(DType::kF32, 4, {row.b, row.hkv, row.tk, arrays == &a.k ? row.d : row.dv}));
+      fill_normal(arrays->back().view, 1, arrays == &a.k ? 2 : 3);
+    }
+    for (int i = 0; i < copies; ++i) a.coded.push_back(make_coded(row, a.k[0].view, a.v[0].view));
+    decode_rows(a.coded[0].k, row.kv_type, a.k[0].view);
+    decode_rows(a.coded[0].v, row.kv_type, a.v[0].view);
+    return a;
+  }
   for (int i = 0; i < copies; ++i) {
     a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
     a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
@@ -100,10 +144,16 @@ Arrays make_arrays(const Attention& row, const Entry& entry, const Spec& spec, i
   return a;
 }
 
-Tensors inputs(const Arrays& a, size_t copy) {
+// What the definition reads.
+Tensors numbers(const Arrays& a, size_t copy) {
   Tensors in = {{"q", a.q.view}, {"k", a.k[copy].view}, {"v", a.v[copy].view}};
   for (const auto& [name, array] : a.others) in[name] = array.view;
   return in;
+}
+
+Tensors inputs(const Arrays& a, size_t copy) {
+  if (a.coded.empty()) return numbers(a, copy);
+  return {{"q", a.q.view}, {"k", std::span<const KeyView>(a.coded[copy].views)}};
 }
 
 bool has_port(const Entry& entry, std::string_view name) {
@@ -124,7 +174,7 @@ double sampled_error(const Attention& row, const Entry& entry, const Spec& spec,
   double worst = 0, limit = 0;
   Context context(1);
   for (int64_t i : queries) {
-    Tensors in = inputs(a, 0);
+    Tensors in = numbers(a, 0);
     View& q = std::get<View>(in["q"]);
     q.data = q.at<float>({0, 0, i});
     q.shape[2] = 1;
@@ -164,7 +214,7 @@ double short_error(Attention row, const Entry& entry, const Spec& spec, Context&
 
 std::vector<Attention> attentions() {
   const std::string causal = "softmax:causal=true", full = "softmax";
-  constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16;
+  constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16, q8 = DType::kQ8_0, q4 = DType::kQ4_0;
   std::vector<Attention> rows = {
       {"exact/prefill-f32-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
       {"exact/prefill-f32-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
@@ -185,8 +235,12 @@ std::vector<Attention> attentions() {
       {"exact/decode-f16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f16, true},
       {"exact/decode-bf16-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, bf16, true},
       {"exact/decode-f32-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f32, true},
+      {"exact/decode-q8_0-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, q8, true},
+      {"exact/decode-q4_0-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, q4, true},
       {"exact/decode-f16-8x1-32k", causal, 1, 8, 1, 1, 32768, 128, 128, f16, true},
       {"exact/decode-f16-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f16, true},
+      {"exact/decode-q8_0-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, q8, true},
+      {"exact/decode-q4_0-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, q4, true},
       {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
       {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
   };
@@ -221,12 +275,13 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
   const Entry& entry = registry().at(parse_spec(row.spec).name);
   const Spec spec = registry().complete(parse_spec(row.spec));
   const auto op = registry().make<Operator>(spec);
-  const double kv_bytes = static_cast<double>(row.b * row.hkv * row.tk * (row.d + row.dv) * size_of(row.kv_type));
+  const double kv_bytes =
+      static_cast<double>(row.b * row.hkv * row.tk * (row_bytes(row.kv_type, row.d) + row_bytes(row.kv_type, row.dv)));
   const int copies = row.cold ? copies_beyond_caches(kv_bytes) : 1;
   const Arrays a = make_arrays(row, entry, spec, copies);
   size_t turn = 0;
   auto call = [&] {
-    const size_t i = turn++ % a.k.size();
+    const size_t i = turn++ % a.copies();
     op->forward(inputs(a, i), {{"out", a.out.view}}, Form::kAny, context);
   };
   call();
