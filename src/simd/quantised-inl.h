@@ -2,6 +2,7 @@
 // scale, exact in f32, so that every path gives the bits of the same keys stored as f32. See math-inl.h on how it is
 // included; after micro-inl.h.
 #include <cstring>
+#include <type_traits>
 
 namespace attend {
 namespace HWY_NAMESPACE {
@@ -44,7 +45,7 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<F32>> load_bytes(const uint8_t* p) {
   return hn::PromoteTo(hn::RebindToUnsigned<F32>(), hn::LoadU(hn::Rebind<uint8_t, F32>(), p));
 }
 
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
 // q - 8 for the low four bits q of an index.
 HWY_INLINE Vec nibble_values() {
   return Vec{_mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8)};
@@ -110,7 +111,7 @@ class CodedColumns {
 
   // (low four bits - 8) x scale.
   static HWY_INLINE Vec nibbles(hn::Vec<hn::RebindToUnsigned<F32>> bytes, Vec scale) {
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
     return look_up(hn::Mul(nibble_values(), scale), bytes);
 #else
     const hn::RebindToUnsigned<F32> du;
@@ -193,7 +194,7 @@ HWY_INLINE Words transpose_words(const uint8_t* p, int64_t stride) {
 // What integers are multiplied by before their scale: they are read from the top of a word.
 template <DType kType>
 constexpr float integer_unit() {
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
   if (kType == DType::kQ4_0) return 1;  // found in a table
 #endif
   return kType == DType::kQ8_0 ? 0x1p-24f : 0x1p-28f;
@@ -243,7 +244,7 @@ HWY_INLINE Vec top_byte(hn::Vec<hn::RebindToUnsigned<F32>> word) {
 // The four bits from bit kBit of every word on, minus 8, in units of integer_unit().
 template <int kBit>
 HWY_INLINE Vec nibble(hn::Vec<hn::RebindToUnsigned<F32>> word) {
-#if HWY_TARGET == HWY_AVX3
+#if ATTEND_AVX512
   return look_up(nibble_values(), hn::ShiftRight<kBit>(word));
 #else
   // With its top bit turned over a nibble is q - 8 in two's complement.
@@ -254,8 +255,8 @@ HWY_INLINE Vec nibble(hn::Vec<hn::RebindToUnsigned<F32>> word) {
 }
 
 // The elements of a step of 16 bytes as rows of a panel.
-template <DType kType>
-HWY_INLINE void store_words(const Words& w, Vec scale, float* HWY_RESTRICT to, int64_t stride) {
+template <DType kType, class Stride>
+HWY_INLINE void store_words(const Words& w, Vec scale, float* HWY_RESTRICT to, Stride stride) {
   const F32 d;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -281,9 +282,9 @@ HWY_INLINE void store_words(const Words& w, Vec scale, float* HWY_RESTRICT to, i
 }
 
 // panel[k, c] = keys[c, k] for the `kLanes` keys from `rows` on. kAhead: they come from memory, and so do the next.
-template <bool kAhead, DType kType>
+template <bool kAhead, DType kType, class Stride>
 HWY_INLINE void pack_coded_lanes(const uint8_t* HWY_RESTRICT rows, int64_t stride, int64_t d_count,
-                                 float* HWY_RESTRICT panel, int64_t panel_stride) {
+                                 float* HWY_RESTRICT panel, Stride panel_stride) {
   constexpr int64_t kMostBlocks = 512 / 32;
   HWY_ALIGN float scale[kMostBlocks * kLanes];
   const int64_t blocks = d_count / 32, bytes = integer_bytes<kType>(d_count);
@@ -300,13 +301,22 @@ HWY_INLINE void pack_coded_lanes(const uint8_t* HWY_RESTRICT rows, int64_t strid
       prefetch(rows + kAheadBytes + line);
 }
 
-// As pack_keys of plain rows.
+// As pack_keys of plain rows. Strides that are known let the compiler address the rows of a panel by constants.
 template <DType kType>
 HWY_NOINLINE void pack_keys(CodedRows<kType> keys, int64_t stride, int64_t count, int64_t d_count,
                             float* HWY_RESTRICT panel, int64_t panel_stride) {
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes)
-    pack_coded_lanes<true, kType>(keys.data + c * stride, stride, d_count, panel + c, panel_stride);
+  auto pack = [&](auto known) {
+    for (; c + kLanes <= count; c += kLanes)
+      pack_coded_lanes<true, kType>(keys.data + c * stride, stride, d_count, panel + c, known);
+  };
+  if (panel_stride == kVecs * kLanes) {
+    pack(std::integral_constant<int64_t, kVecs * kLanes>());
+  } else if (panel_stride == 2 * kLanes) {
+    pack(std::integral_constant<int64_t, 2 * kLanes>());
+  } else {
+    pack(panel_stride);
+  }
   if (c == count) return;
   // The last few keys through copies with room around them.
   const int64_t bytes = row_bytes(kType, d_count);
@@ -314,7 +324,7 @@ HWY_NOINLINE void pack_keys(CodedRows<kType> keys, int64_t stride, int64_t count
   float lanes[kLanes * 512];
   for (int64_t r = 0; r < kLanes; ++r)
     std::memcpy(rows + r * bytes, keys.data + (c + std::min(r, count - c - 1)) * stride, static_cast<size_t>(bytes));
-  pack_coded_lanes<false, kType>(rows, bytes, d_count, lanes, kLanes);
+  pack_coded_lanes<false, kType>(rows, bytes, d_count, lanes, std::integral_constant<int64_t, kLanes>());
   for (int64_t k = 0; k < d_count; ++k) std::copy_n(lanes + k * kLanes, count - c, panel + k * panel_stride + c);
 }
 
