@@ -100,38 +100,47 @@ ATTEND_INLINE void rotate_halves(float* x, const float* cosine, const float* sin
   }
 }
 
+// The largest of 16.
+ATTEND_INLINE int32_t largest_of(int32_t* lane) {
+  for (int64_t half = kLanes / 2; half; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lane[l] = lane[l] > lane[l + half] ? lane[l] : lane[l + half];
+  return lane[0];
+}
+
 // One block of 32 of quantise_row (attend/tensor/quantised_row.h); `kEight` of q8_0, otherwise of q4_0.
 template <bool kEight>
 ATTEND_INLINE void quantise_block(const float* x, uint8_t* integers, uint8_t* scales) {
   constexpr int64_t kBlock = kQuantisedBlock, kHalf = kBlock / 2;
-  float high = x[0], low = x[0], rest = 0;  // rest: 0, or NaN if an element is not finite
-#pragma omp simd reduction(max : high) reduction(min : low) reduction(+ : rest)
-  for (int64_t i = 0; i < kBlock; ++i) {
-    high = x[i] > high ? x[i] : high;
-    low = x[i] < low ? x[i] : low;
-    rest += x[i] - x[i];
-  }
-  float d = std::max(high, -low) / 127;
+  // Magnitudes compare as the integers of their bits; those that are not finite come last.
+  int32_t magnitude[kBlock], lane[kLanes];
+#pragma omp simd
+  for (int64_t i = 0; i < kBlock; ++i) magnitude[i] = std::bit_cast<int32_t>(x[i]) & 0x7fffffff;
+#pragma omp simd
+  for (int64_t l = 0; l < kLanes; ++l)
+    lane[l] = magnitude[l] > magnitude[l + kHalf] ? magnitude[l] : magnitude[l + kHalf];
+  const int32_t top = largest_of(lane);
+  float d = std::bit_cast<float>(top) / 127;
   if (!kEight) {
-    float largest = high > -low ? high : low;
-    if (high == -low) {  // the first of both, or zeros
-      largest = 0;
-      for (int64_t i = kBlock; high > 0 && i-- > 0;) largest = std::fabs(x[i]) == high ? x[i] : largest;
-    }
-    d = largest / -8;
+    int64_t first = 0;
+    while (magnitude[first] != top) ++first;
+    d = (top == 0 ? 0 : x[first]) / -8;
   }
   F16 stored = to_f16(d);
-  if (rest != 0 || (stored.bits & 0x7fffu) >= 0x7c00u) stored.bits = 0x7e00u;  // NaN
+  if (top >= 0x7f800000 || (stored.bits & 0x7fffu) >= 0x7c00u) stored.bits = 0x7e00u;  // NaN
   std::memcpy(scales, &stored, 2);
-  const bool plain = stored.bits != 0x7e00u && (stored.bits & 0x7fffu) != 0;
-  const float inverse = plain ? 1 / d : 0;
+  if (stored.bits == 0x7e00u || (stored.bits & 0x7fffu) == 0) {
+    std::fill_n(integers, kEight ? kBlock : kHalf, static_cast<uint8_t>(kEight ? 0 : 0x88));
+    return;
+  }
+  const float inverse = 1 / d;
   int32_t q[kBlock];
 #pragma omp simd
   for (int64_t i = 0; i < kBlock; ++i) {
-    const float scaled = plain ? x[i] * inverse : 0;
+    const float scaled = x[i] * inverse;
     if (kEight) {
-      const float whole = std::trunc(scaled), more = std::fabs(scaled - whole) >= 0.5f ? 1.0f : 0.0f;
-      q[i] = static_cast<int32_t>(whole + std::copysign(more, scaled));
+      const int32_t whole = static_cast<int32_t>(scaled);
+      const float part = scaled - static_cast<float>(whole);
+      q[i] = whole + (part >= 0.5f ? 1 : 0) - (part <= -0.5f ? 1 : 0);
     } else {
       const int32_t floored = static_cast<int32_t>(scaled + 8.5f);
       q[i] = floored < 15 ? floored : 15;
