@@ -37,7 +37,7 @@ struct Attention {
   std::string name, spec;
   int64_t b, hq, hkv, tq, tk, d, dv;
   DType kv_type;
-  bool cold;
+  bool cold, backward = false;  // backward: forward and backward, with the parameters that have gradients
 };
 
 Sizes sizes_of(const Attention& row) {
@@ -128,8 +128,12 @@ Arrays make_arrays(const Attention& row, const Entry& entry, const Spec& spec, i
     fill_normal(a.k.back().view, 1, 2);
     fill_normal(a.v.back().view, 1, 3);
   }
+  const auto& learned = entry.traits.gradients;
   for (const Port& port : entry.in) {
-    if (!port.required || port.name == "q" || port.name == "k" || port.name == "v") continue;
+    const bool small = port.shape.find("Tk") == std::string_view::npos;
+    const bool asked = port.required ||
+                       (row.backward && small && std::find(learned.begin(), learned.end(), port.name) != learned.end());
+    if (!asked || port.name == "q" || port.name == "k" || port.name == "v") continue;
     int rank = 0;
     const Shape shape = port_shape(entry, port, spec, sizes_of(row), rank);
     const View& view = a.others.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
@@ -267,6 +271,8 @@ std::vector<Attention> attentions() {
     if (std::none_of(std::begin(shapes), std::end(shapes), takes) && takes(shorter)) rows.push_back(shorter);
     for (const Attention& shape : shapes)
       if (takes(shape)) rows.push_back(shape);
+    const Attention back{name + "-backward-f32-d64", spec, 1, 8, 8, 1024, 1024, 64, 64, f32, false, true};
+    if (!entry->traits.gradients.empty() && takes(back)) rows.push_back(back);
   }
   return rows;
 }
@@ -309,17 +315,86 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
   return result;
 }
 
+// Outputs and gradients of one call, forward and backward.
+struct Gradients {
+  Tensors in, loss, out, wanted;
+  std::vector<Array> storage;
+
+  Gradients(const Entry& entry, const Operator& op, const Arrays& a, DType type) : in(inputs(a, 0)) {
+    auto add = [&](Tensors& to, std::string_view name, DType of, int rank, const Shape& shape) {
+      storage.push_back(make_array(of, rank, shape));
+      to[std::string(name)] = storage.back().view;
+    };
+    for (const auto& [name, spec] : op.infer(in)) add(out, name, type, spec.rank, spec.shape);
+    const View& first = std::get<View>(out.at("out"));
+    add(loss, "out", DType::kF32, first.rank, first.shape);
+    fill_normal(std::get<View>(loss.at("out")), 1, 5);
+    for (const std::string_view port : entry.traits.gradients)
+      if (const auto found = in.find(port); found != in.end()) {
+        const View& of = std::get<View>(found->second);
+        add(wanted, port, type, of.rank, of.shape);
+      }
+  }
+};
+
+BenchResult run_backward(const Attention& row, Limits& limits, Context& context) {
+  const Entry& entry = registry().at(parse_spec(row.spec).name);
+  const Spec spec = registry().complete(parse_spec(row.spec));
+  const auto op = registry().make<Operator>(spec);
+  BenchResult result{};
+  const double pairs = visible_pairs(row, entry, spec) * static_cast<double>(row.b * row.hq);
+  result.flops = pairs * 2 * static_cast<double>(4 * row.d + 3 * row.dv);
+  auto call = [&](const Gradients& g) {
+    op->forward(g.in, g.out, Form::kAny, context);
+    op->backward(g.in, g.out, g.loss, g.wanted, context);
+  };
+  // Proved on a text short enough for the definition.
+  Attention brief = row;
+  brief.hq = brief.hkv = 2, brief.tq = brief.tk = 96;
+  const Arrays short_arrays = make_arrays(brief, entry, spec, 1);
+  const auto reference = entry.reference(spec);
+  const Gradients got(entry, *op, short_arrays, DType::kF32), want(entry, *reference, short_arrays, DType::kF64);
+  call(got);
+  reference->forward(want.in, want.out, Form::kAny, context);
+  reference->backward(want.in, want.out, want.loss, want.wanted, context);
+  Tensors with_loss = got.in;
+  with_loss["grad out"] = got.loss.at("out");
+  for (const auto& [name, arg] : got.wanted) {
+    const View &x = std::get<View>(arg), &y = std::get<View>(want.wanted.at(name));
+    double worst = 0;
+    for (int64_t i = 0; i < x.count(); ++i)
+      if (const double error = std::abs(value_at(x, i) - value_at(y, i)); !(error <= worst)) worst = error;
+    result.error = std::max(result.error, worst);
+    if (const double limit = entry.bound(spec, with_loss, "grad " + name); !(worst <= limit))
+      result.failure =
+          fmt::format("the gradient of {} has an error of {:.3g} above the bound {:.3g}", name, worst, limit);
+  }
+  if (!result.failure.empty()) return result;
+  const Arrays arrays = make_arrays(row, entry, spec, 1);
+  const Gradients all(entry, *op, arrays, DType::kF32);
+  measure(
+      result, [&] { call(all); },
+      [&] {
+        const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
+        return result.flops / flops + 2 * pairs / std::max(limits.exponentials(), limits.exponentials());
+      },
+      context);
+  return result;
+}
+
 }  // namespace
 
 std::vector<BenchRow> attention_rows() {
   std::vector<BenchRow> rows;
   for (const Attention& a : attentions())
     rows.push_back({a.name,
-                    a.spec,
+                    a.backward ? a.spec + ", forward and backward" : a.spec,
                     std::string(name_of(a.kv_type)),
                     {{"B", a.b}, {"Hq", a.hq}, {"Hkv", a.hkv}, {"Tq", a.tq}, {"Tk", a.tk}, {"D", a.d}, {"Dv", a.dv}},
                     a.cold,
-                    [a](Limits& limits, Context& context) { return run(a, limits, context); }});
+                    [a](Limits& limits, Context& context) {
+                      return a.backward ? run_backward(a, limits, context) : run(a, limits, context);
+                    }});
   return rows;
 }
 

@@ -85,6 +85,8 @@ Json entry_json(const Entry& entry) {
   j["exact_for"] = entry.traits.exact_for;
   j["same_bits"] = same_bits_text(entry.traits.same_bits);
   j["notes"] = entry.notes;
+  j["gradients"] = Json::array();
+  for (const std::string_view port : entry.traits.gradients) j["gradients"].push_back(port);
   if (!entry.cascade.empty()) {
     const Passes p = count_passes(parse_cascade(entry.cascade), "j");
     j["passes"] = {{"cascade", entry.cascade},
@@ -149,6 +151,7 @@ void print_entry(const Entry& entry) {
   if (entry.kind == Kind::kMechanism) field("same bits", same_bits_text(entry.traits.same_bits));
   field("forms", fmt::format("{}", fmt::join(entry.traits.forms, ", ")));
   field("patterns", fmt::format("{}", fmt::join(entry.traits.patterns, ", ")));
+  field("gradients", fmt::format("{}", fmt::join(entry.traits.gradients, ", ")));
   if (!entry.cascade.empty()) {
     const Passes p = count_passes(parse_cascade(entry.cascade), "j");
     field("passes",
