@@ -11,6 +11,7 @@
 #include "exact/elementary.h"
 #include "exact/parameter.h"
 #include "exact/score_gradients.h"
+#include "exact/tile_hook.h"
 
 namespace attend {
 namespace {
@@ -40,6 +41,51 @@ std::vector<float> checked(std::string_view name, const View& view, int64_t head
   return std::abs(static_cast<float>(i - j));
 }
 
+// Functions of a score s at distance d, from the numbers of its head. `amount` and `rate` are the derivatives of a
+// fall, times s.
+struct Numbers {
+  const float *a, *r;
+};
+struct LineFalls : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    return s - a[head] * distance(i, j);
+  }
+};
+struct PowerFalls : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
+    return s - a[head] * (d < 1 ? 0 : raised);
+  }
+};
+struct PowerAmount : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
+    return s * (d < 1 ? 0 : raised);
+  }
+};
+struct PowerRate : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    const float d = distance(i, j), safe = d < 1 ? 1 : d;  // ln 1 = 0
+    return s * (a[head] * (exact::power_of(safe, r[head]) * exact::log_of(safe)));
+  }
+};
+struct LogFalls : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    return s - a[head] * exact::log_of(1 + r[head] * distance(i, j));
+  }
+};
+struct LogAmount : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    return s * exact::log_of(1 + r[head] * distance(i, j));
+  }
+};
+struct LogRate : Numbers {
+  [[gnu::always_inline]] inline float operator()(float s, int, int head, int32_t i, int32_t j) const {
+    const float d = distance(i, j);
+    return s * (a[head] * (d / (1 + r[head] * d)));
+  }
+};
+
 // The numbers of each head, and what the options say they mean.
 struct Fall {
   std::vector<float> amount, rate;
@@ -58,55 +104,25 @@ struct Fall {
     if (parameters.rate.data) rate = checked("rate", parameters.rate, heads, options.log ? 1e6 : 2);
   }
 
-  // use(hook) of s - fall.
+  // use(hook) of scores less their falls.
   template <class Use>
   void with_scores(const Use& use) const {
-    const float *a = amount.data(), *r = rate.data();
-    if (log) {
-      auto falls = [=](float s, int, int head, int32_t i, int32_t j) {
-        return s - a[head] * exact::log_of(1 + r[head] * distance(i, j));
-      };
-      use(make_hook(falls));
-    } else if (power) {
-      auto falls = [=](float s, int, int head, int32_t i, int32_t j) {
-        const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
-        return s - a[head] * (d < 1 ? 0 : raised);
-      };
-      use(make_hook(falls));
-    } else {
-      auto falls = [=](float s, int, int head, int32_t i, int32_t j) { return s - a[head] * distance(i, j); };
-      use(make_hook(falls));
-    }
+    if (log) return with<LogFalls>(use);
+    if (power) return with<PowerFalls>(use);
+    with<LineFalls>(use);
   }
-
-  // use(hook) of s times the derivative of the fall: by amount, or by rate.
+  // use(hook) of the derivative of a fall: by its rate, or by its amount.
   template <class Use>
   void with_slopes(bool by_rate, const Use& use) const {
-    const float *a = amount.data(), *r = rate.data();
-    if (log && by_rate) {
-      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
-        const float d = distance(i, j);
-        return s * (a[head] * (d / (1 + r[head] * d)));
-      };
-      use(make_hook(slope));
-    } else if (log) {
-      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
-        return s * exact::log_of(1 + r[head] * distance(i, j));
-      };
-      use(make_hook(slope));
-    } else if (by_rate) {
-      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
-        const float d = distance(i, j), safe = d < 1 ? 1 : d;  // ln 1 = 0
-        return s * (a[head] * (exact::power_of(safe, r[head]) * exact::log_of(safe)));
-      };
-      use(make_hook(slope));
-    } else {
-      auto slope = [=](float s, int, int head, int32_t i, int32_t j) {
-        const float d = distance(i, j), raised = exact::power_of(d < 1 ? 1 : d, r[head]);
-        return s * (d < 1 ? 0 : raised);
-      };
-      use(make_hook(slope));
-    }
+    if (by_rate) return log ? with<LogRate>(use) : with<PowerRate>(use);
+    log ? with<LogAmount>(use) : with<PowerAmount>(use);
+  }
+
+ private:
+  template <class F, class Use>
+  void with(const Use& use) const {
+    const exact::EachScore<F> each{F{{amount.data(), rate.data()}}};
+    use(exact::tile_hook(each));
   }
 };
 

@@ -69,7 +69,10 @@ void score_gradients(const BackwardCall& call, int64_t b, int64_t first, int64_t
   in.documents = part(in.documents, 0, b, 1);
   in.q_positions =
       dense_view(const_cast<int32_t*>(positions.data() + first), DType::kI32, {1, rows});  // read, never written
-  std::vector<float> bias(static_cast<size_t>(heads * rows * keys), 0.0f);
+  // Zeros that all rows share, or the bias of these rows.
+  const int64_t count = heads * rows * keys;
+  const bool zeros = !in.bias.data;
+  std::vector<float> bias(static_cast<size_t>(zeros ? keys : count), 0.0f);
   if (const View given = of_rows(call.in.bias); given.data) {
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t r = 0; r < rows; ++r)
@@ -78,7 +81,8 @@ void score_gradients(const BackwardCall& call, int64_t b, int64_t first, int64_t
               {0, given.shape[1] == 1 ? 0 : h, given.shape[2] == 1 ? 0 : r, given.shape[3] == 1 ? 0 : j});
   }
   in.bias = dense_view(bias.data(), DType::kF32, {1, heads, rows, keys});
-  to.resize(bias.size());
+  if (zeros) in.bias.stride = {0, 0, 0, 1};
+  to.resize(static_cast<size_t>(count));
   softmax_attention_backward(in, call.options, {of_rows(call.forward.out), of_rows(call.forward.lse)},
                              {of_rows(call.grad_out.out), of_rows(call.grad_out.lse)},
                              {.bias = dense_view(to.data(), DType::kF32, {1, heads, rows, keys})}, context,

@@ -37,12 +37,12 @@ void score_gradients(const BackwardCall& call, int64_t b, int64_t first, int64_t
                      const std::vector<int32_t>& positions, std::vector<float>& to, Context& context);
 
 // f(head, position, gradients [Tk], which it may change) for every query; of one head in ascending order of batch entry
-// and query, heads at the same time. Memory: Hq * 64 rows * Tk floats, or less. `f` must not throw.
+// and query, heads at the same time. Memory: 96 rows of Hq * Tk floats, at most 64 MiB. `f` must not throw.
 template <class F>
 void each_score_gradient(const BackwardCall& call, Context& context, const F& f) {
   const int64_t heads = call.in.q.shape[1], queries = call.in.q.shape[2], keys = call.in.k.shape[2];
   if (keys == 0) return;
-  const int64_t step = std::clamp<int64_t>((int64_t{1} << 23) / std::max<int64_t>(1, heads * keys), 1, 64);
+  const int64_t step = std::clamp<int64_t>((int64_t{1} << 24) / std::max<int64_t>(1, heads * keys), 1, 96);
   std::vector<float> gradients;
   for (int64_t b = 0; b < call.in.q.shape[0]; ++b) {
     const std::vector<int32_t> positions = positions_of(call, b);

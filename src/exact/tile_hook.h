@@ -11,6 +11,21 @@ struct TileThunk {
   ATTEND_TARGET_AVX512 static void avx512(void* f, Tile& t) { static_cast<const F*>(f)->tile(t); }
 };
 
+// A tile from f(score, batch, head, query position, key position), for an operator() that is [[gnu::always_inline]]: it
+// is forced into the loop however large it is.
+template <class F>
+struct EachScore {
+  F f;
+  [[gnu::always_inline]] inline void tile(Tile& t) const {
+    for (int r = 0; r < t.rows; ++r) {
+      float* s = t.s + r * t.stride;
+      const int32_t i = t.q_position[r], *j = t.k_position;
+      const int batch = t.batch, head = t.head, cols = t.cols;
+#pragma omp simd
+      for (int c = 0; c < cols; ++c) s[c] = f(s[c], batch, head, i, j[c]);
+    }
+  }
+};
 // `f` must outlive the calls that use the hook.
 template <class F>
 Hook tile_hook(const F& f) {

@@ -38,7 +38,7 @@ struct KerpleGrad {
 
 // As softmax_attention_backward (attend/exact/softmax.h), and the gradients of the parameters: -d fall / d parameter
 // summed over all pairs with the gradients of their scores. Cost: that of softmax_attention_backward, once more for
-// each parameter; memory O(Hq * 64 * Tk) floats.
+// each parameter; memory O(Hq * 96 * Tk) floats, at most 64 MiB.
 void kerple_attention_backward(const Qkv& in, const KerpleParameters& parameters, const KerpleOptions& options,
                                const AttnOut& forward, const AttnOutGrad& grad_out, const KerpleGrad& grad_in,
                                Context& context);

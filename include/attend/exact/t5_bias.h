@@ -29,7 +29,8 @@ struct T5BiasGrad {
 };
 
 // As softmax_attention_backward (attend/exact/softmax.h), and the gradient of the table: those of the scores, summed by
-// bucket. Cost: that of softmax_attention_backward, once more for the table; memory O(Hq * 64 * Tk) floats.
+// bucket. Cost: that of softmax_attention_backward, once more for the table; memory O(Hq * 96 * Tk) floats, at most 64
+// MiB.
 void t5_bias_attention_backward(const Qkv& in, const View& table, const T5BiasOptions& options, const AttnOut& forward,
                                 const AttnOutGrad& grad_out, const T5BiasGrad& grad_in, Context& context);
 
