@@ -8,8 +8,7 @@
 #include "attend/simd/hook.h"
 #include "attend/simd/hook_math.h"
 #include "attend/tensor/error.h"
-
-#define ATTEND_INLINE [[gnu::always_inline]] inline
+#include "simd/target.h"
 
 namespace attend {
 namespace {
@@ -137,57 +136,64 @@ ATTEND_INLINE void widen(DType type, const void* x, int64_t stride, int64_t rows
   }
 }
 
-// R rows against 32 columns: the sums stay in registers.
-template <int R>
+// R rows against 32 columns, or 64 of wide vectors, in vectors of W floats. The sums stay in registers, since only
+// loops over one vector are left to the vectoriser.
+template <int W, int R>
 ATTEND_INLINE void dots_block(const float* x, int64_t x_stride, int64_t d, const float* panel, float* s,
                               int64_t stride) {
-  constexpr int kColumns = 32;
-  for (int half = 0; half < kPanelKeys; half += kColumns) {
-    float sum[R][kColumns] = {};
+  constexpr int kColumns = W == 16 ? 64 : 32, kVectors = kColumns / W;
+  for (int first = 0; first < kPanelKeys; first += kColumns) {
+    float sum[R][kVectors][W] = {};
     for (int64_t c = 0; c < d; ++c) {
-      const float* row = panel + c * kPanelKeys + half;
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
+      const float* row = panel + c * kPanelKeys + first;
+      ATTEND_UNROLL for (int r = 0; r < R; ++r) {
         const float factor = x[r * x_stride + c];
+        ATTEND_UNROLL for (int v = 0; v < kVectors; ++v) {
 #pragma omp simd
-        for (int j = 0; j < kColumns; ++j) sum[r][j] = __builtin_fmaf(factor, row[j], sum[r][j]);
+          for (int l = 0; l < W; ++l) sum[r][v][l] = __builtin_fmaf(factor, row[v * W + l], sum[r][v][l]);
+        }
       }
     }
-    for (int r = 0; r < R; ++r) std::copy_n(sum[r], kColumns, s + r * stride + half);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kVectors; ++v) std::copy_n(sum[r][v], W, s + r * stride + first + v * W);
   }
 }
 
+template <int W>
 ATTEND_INLINE void dots(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s,
                         int64_t s_stride) {
   int64_t r = 0;
-  for (; r + 2 <= rows; r += 2) dots_block<2>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
-  for (; r < rows; ++r) dots_block<1>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
+  for (; r + 2 <= rows; r += 2) dots_block<W, 2>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
+  for (; r < rows; ++r) dots_block<W, 1>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
 }
 
-// One row against W columns of the values.
-template <int W>
+// One row against N vectors of W columns of the values.
+template <int W, int N>
 ATTEND_INLINE void add_columns(const float* w, int64_t keys, const float* v, int64_t v_stride, float* out) {
-  float sum[W];
-  std::copy_n(out, W, sum);
+  float sum[N][W];
+  for (int i = 0; i < N; ++i) std::copy_n(out + i * W, W, sum[i]);
   for (int64_t j = 0; j < keys; ++j) {
     const float weight = w[j];
     if (weight == 0) continue;
     const float* row = v + j * v_stride;
+    ATTEND_UNROLL for (int i = 0; i < N; ++i) {
 #pragma omp simd
-    for (int c = 0; c < W; ++c) sum[c] = __builtin_fmaf(weight, row[c], sum[c]);
+      for (int l = 0; l < W; ++l) sum[i][l] = __builtin_fmaf(weight, row[i * W + l], sum[i][l]);
+    }
   }
-  std::copy_n(sum, W, out);
+  for (int i = 0; i < N; ++i) std::copy_n(sum[i], W, out + i * W);
 }
 
+template <int W>
 ATTEND_INLINE void add_rows(const float* w, int64_t w_stride, int64_t rows, int64_t keys, const float* v,
                             int64_t v_stride, int64_t width, float* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
     const float* weights = w + r * w_stride;
     float* to = out + r * out_stride;
     int64_t c = 0;
-    for (; c + 64 <= width; c += 64) add_columns<64>(weights, keys, v + c, v_stride, to + c);
-    for (; c + 16 <= width; c += 16) add_columns<16>(weights, keys, v + c, v_stride, to + c);
-    for (; c < width; ++c) add_columns<1>(weights, keys, v + c, v_stride, to + c);
+    for (; c + 64 <= width; c += 64) add_columns<W, 64 / W>(weights, keys, v + c, v_stride, to + c);
+    for (; c + 16 <= width; c += 16) add_columns<W, 16 / W>(weights, keys, v + c, v_stride, to + c);
+    for (; c < width; ++c) add_columns<1, 1>(weights, keys, v + c, v_stride, to + c);
   }
 }
 
@@ -219,8 +225,8 @@ ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
   return sum[0];
 }
 
-// The same code under each instruction set's flags.
-#define ATTEND_DENSE(SET, TARGET)                                                                                 \
+// The same code under each instruction set's flags, with vectors of W floats.
+#define ATTEND_DENSE(SET, TARGET, W)                                                                              \
   TARGET void pack_##SET(DType type, const void* x, int64_t stride, int64_t keys, int64_t d, float* panel) {      \
     pack(type, x, stride, keys, d, panel);                                                                        \
   }                                                                                                               \
@@ -230,19 +236,23 @@ ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
   }                                                                                                               \
   TARGET void dots_##SET(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s, \
                          int64_t s_stride) {                                                                      \
-    dots(x, x_stride, rows, d, panel, s, s_stride);                                                               \
+    dots<W>(x, x_stride, rows, d, panel, s, s_stride);                                                            \
   }                                                                                                               \
   TARGET void add_rows_##SET(const float* w, int64_t w_stride, int64_t rows, int64_t keys, const float* v,        \
                              int64_t v_stride, int64_t width, float* out, int64_t out_stride) {                   \
-    add_rows(w, w_stride, rows, keys, v, v_stride, width, out, out_stride);                                       \
+    add_rows<W>(w, w_stride, rows, keys, v, v_stride, width, out, out_stride);                                    \
   }                                                                                                               \
   TARGET float exponentials_##SET(float* s, int64_t n, float* largest) {                                          \
     return exponentials(s, n, largest);                                                                           \
   }                                                                                                               \
   constexpr DenseKernels kDense_##SET = {pack_##SET, widen_##SET, dots_##SET, add_rows_##SET, exponentials_##SET};
 
-ATTEND_DENSE(avx2, ATTEND_TARGET_AVX2)
-ATTEND_DENSE(avx512, ATTEND_TARGET_AVX512)
+#if defined(__x86_64__)
+ATTEND_DENSE(avx2, ATTEND_TARGET_AVX2, 8)
+ATTEND_DENSE(avx512, ATTEND_TARGET_AVX512, 16)
+#elif defined(__aarch64__)
+ATTEND_DENSE(neon, , 4)
+#endif
 
 }  // namespace
 
@@ -250,6 +260,8 @@ const DenseKernels& dense_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kDense_avx2;
   if (has_avx512(isa)) return kDense_avx512;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return kDense_neon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no dense kernels yet");
 }
