@@ -10,6 +10,8 @@ const BackwardKernels& backward_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kBackwardAvx2;
   if (has_avx512(isa)) return kBackwardAvx512;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return kBackwardNeon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no backward kernels yet");
 }

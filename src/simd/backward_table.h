@@ -2,5 +2,5 @@
 #include "attend/simd/backward.h"
 
 namespace attend {
-extern const BackwardKernels kBackwardAvx2, kBackwardAvx512;
+extern const BackwardKernels kBackwardAvx2, kBackwardAvx512, kBackwardNeon;
 }

@@ -10,6 +10,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace attend {
@@ -88,7 +91,7 @@ std::vector<IsaInfo> detect() {
       {Isa::kAvx512Bf16, "512-bit vectors, bf16 dot products",
        "avx512vnni + AVX512_BF16 VBMI VBMI2 VAES VPCLMULQDQ BITALG VPOPCNTDQ", false, ""},
       {Isa::kAmx, "matrix tiles in bf16 and int8", "avx512bf16 + AMX_TILE AMX_INT8 AMX_BF16", false, ""},
-      {Isa::kNeon, "128-bit vectors of AArch64", "AArch64", false, ""},
+      {Isa::kNeon, "128-bit vectors", "AArch64 with Advanced SIMD", false, ""},
   };
   constexpr std::string_view kNoKernels = "attend has no kernels for it yet";
 #if defined(__x86_64__)
@@ -99,11 +102,13 @@ std::vector<IsaInfo> detect() {
   list[3].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16});
   list[4].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16, &f.amx});
   list[5].why_not = "this machine is x86-64";
+#elif defined(__aarch64__)
+  for (size_t i = 0; i < 5; ++i) list[i].why_not = "this machine is AArch64";
+  if (!(getauxval(AT_HWCAP) & HWCAP_ASIMD)) list[5].why_not = "missing: Advanced SIMD";
 #else
-  for (int i = 0; i < 5; ++i) list[static_cast<size_t>(i)].why_not = "this machine is not x86-64";
+  for (IsaInfo& info : list) info.why_not = "this machine is neither x86-64 nor AArch64";
 #endif
-  for (int i = 4; i < kIsaCount; ++i)
-    if (IsaInfo& info = list[static_cast<size_t>(i)]; info.why_not.empty()) info.why_not = kNoKernels;
+  if (list[4].why_not.empty()) list[4].why_not = kNoKernels;
   for (IsaInfo& info : list) info.usable = info.why_not.empty();
   return list;
 }

@@ -4,13 +4,15 @@
 
 namespace attend {
 
-extern const LimitKernels kLimitsAvx2, kLimitsAvx512, kLimitsAvx512Bf16;
+extern const LimitKernels kLimitsAvx2, kLimitsAvx512, kLimitsAvx512Bf16, kLimitsNeon;
 
 const LimitKernels& limit_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kLimitsAvx2;
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kLimitsAvx512;
   if (isa == Isa::kAvx512Bf16) return kLimitsAvx512Bf16;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return kLimitsNeon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no limit kernels yet");
 }

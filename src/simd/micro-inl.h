@@ -105,7 +105,7 @@ HWY_INLINE float scalar_f32(BF16 x) {
 
 // 16 bytes of each fourth row: block g of the result comes from row 4 g.
 template <class T>
-HWY_INLINE hn::Vec<hn::Repartition<uint8_t, F32>> load_blocks(const T* p, int64_t stride) {
+HWY_INLINE hn::Vec<hn::Repartition<uint8_t, F32>> load_blocks(const T* p, [[maybe_unused]] int64_t stride) {
 #if HWY_TARGET == HWY_AVX2
   auto at = [&](int64_t g) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * g * stride)); };
   return {_mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1)};
@@ -145,11 +145,11 @@ HWY_INLINE void transpose_block(const T* rows, int64_t stride, float* HWY_RESTRI
         hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d16, zero, words)), d, at);
         hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d16, zero, words)), d, at + to_stride);
       } else {
-        const hn::Repartition<hwy::float16_t, F32> df16;
+        const hn::Rebind<hwy::float16_t, F32> df16;
         const auto even = hn::ConcatEven(d64, hn::BitCast(d64, pair), hn::BitCast(d64, pair));
         const auto odd = hn::ConcatOdd(d64, hn::BitCast(d64, pair), hn::BitCast(d64, pair));
-        hn::StoreU(hn::PromoteTo(d, hn::LowerHalf(hn::BitCast(df16, even))), d, at);
-        hn::StoreU(hn::PromoteTo(d, hn::LowerHalf(hn::BitCast(df16, odd))), d, at + to_stride);
+        hn::StoreU(hn::PromoteTo(d, hn::BitCast(df16, hn::LowerHalf(hn::BitCast(d16, even)))), d, at);
+        hn::StoreU(hn::PromoteTo(d, hn::BitCast(df16, hn::LowerHalf(hn::BitCast(d16, odd)))), d, at + to_stride);
       }
     };
     auto words = [&](auto v) { return hn::BitCast(d16, v); };

@@ -79,6 +79,10 @@ namespace avx512vnni {
 extern const ProductKernels kProductKernels;
 extern const ProductLimits kProductLimits;
 }  // namespace avx512vnni
+namespace neon {
+extern const ProductKernels kProductKernels;
+extern const ProductLimits kProductLimits;
+}  // namespace neon
 
 // Throws Error(kUnsupported) if this build has none for it.
 const ProductKernels& product_kernels(Isa isa);

@@ -9,6 +9,8 @@ const ProductKernels& product_kernels(Isa isa) {
   if (isa == Isa::kAvx2) return avx2::kProductKernels;
   if (isa == Isa::kAvx512) return avx512::kProductKernels;
   if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return avx512vnni::kProductKernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return neon::kProductKernels;
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }
@@ -19,13 +21,15 @@ ProductLimit product_limit(Isa isa, WeightType type) {
     const LimitKernels& k = limit_kernels(isa);
     return {k.multiply_add, k.flops_per_round / 2};
   }
-#if defined(__x86_64__)
-  auto of = [&](const ProductLimits& limits) {
+  [[maybe_unused]] auto of = [&](const ProductLimits& limits) {
     return ProductLimit{form == Activation::kInt16 ? limits.int16 : limits.int8, limits.multiply_adds};
   };
+#if defined(__x86_64__)
   if (isa == Isa::kAvx2) return of(avx2::kProductLimits);
   if (isa == Isa::kAvx512) return of(avx512::kProductLimits);
   if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return of(avx512vnni::kProductLimits);
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return of(neon::kProductLimits);
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }

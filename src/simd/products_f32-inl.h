@@ -99,7 +99,7 @@ class F32Products {
     values_ = reinterpret_cast<float*>(job.scratch + layout.values);
     queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
-    const int vecs = job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
+    const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     const bool narrow = job.dv % 16 != 0;
     pack_values_ = kRound || (rows >= kPackValuesRows ? job.v_type != DType::kF32 || narrow : narrow);

@@ -5,8 +5,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "attend/tensor/error.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace attend {
@@ -288,8 +292,17 @@ ATTEND_ROW_OPS(RowOpsAvx2, [[gnu::target("avx2,fma,f16c")]], narrow_f16c);
 ATTEND_ROW_OPS(RowOpsAvx512, [[gnu::target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" ATTEND_WIDE)]],
                narrow_f16c);
 #undef ATTEND_WIDE
-#else
-ATTEND_ROW_OPS(RowOpsPortable, , narrow);
+#elif defined(__aarch64__)
+// So does this.
+[[gnu::always_inline]] inline void narrow_neon(const float* x, int64_t n, DType type, void* out) {
+  if (type != DType::kF16) return narrow(x, n, type, out);
+  F16* y = static_cast<F16*>(out);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) vst1_u16(&y[i].bits, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
+  for (; i < n; ++i) y[i] = to_f16(x[i]);
+}
+
+ATTEND_ROW_OPS(RowOpsNeon, , narrow_neon);
 #endif
 
 #undef ATTEND_ROW_OPS
@@ -299,10 +312,10 @@ ATTEND_ROW_OPS(RowOpsPortable, , narrow);
 const RowOps& row_ops(Isa isa) {
 #if defined(__x86_64__)
   return isa == Isa::kAvx2 ? RowOpsAvx2::table : RowOpsAvx512::table;
-#else
-  (void)isa;
-  return RowOpsPortable::table;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return RowOpsNeon::table;
 #endif
+  throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no row operations yet");
 }
 
 }  // namespace attend

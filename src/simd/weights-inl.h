@@ -8,7 +8,8 @@
 namespace attend {
 namespace HWY_NAMESPACE {
 
-inline constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_AVX2      ? Isa::kAvx2
+inline constexpr int kIsa = static_cast<int>(HWY_TARGET == HWY_NEON      ? Isa::kNeon
+                                             : HWY_TARGET == HWY_AVX2    ? Isa::kAvx2
                                              : HWY_TARGET == HWY_AVX3_DL ? Isa::kAvx512Bf16
                                                                          : Isa::kAvx512);
 
@@ -109,13 +110,14 @@ class RowWeights {
     const F32 d;
     for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes)) {
       if (words[c / kMaskCols] == ~uint64_t{0}) continue;
-      const auto seen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(words) + c / 8);
+      const uint64_t bits = words[c / kMaskCols] >> c % kMaskCols;
+      const auto seen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&bits));
       hn::StoreU(hn::IfThenElse(seen, hn::LoadU(d, s + c), hn::Set(d, kNegInf)), d, s + c);
     }
   }
 
-  // Of |s| if signs are kept apart. NaN is ignored here (x86 gives the second of two where one is NaN): exp brings it
-  // back.
+  // Of |s| if signs are kept apart. NaN is ignored here (of two where the first is NaN, x86 and AArch64 give the
+  // second): exp brings it back.
   float largest(const float* s, const Spans& spans) const {
     const F32 d;
     Vec top[64 / kLanes];

@@ -20,6 +20,8 @@ constexpr int kMostThreads = 1024;
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // `yield` takes no time on most processors
 #else
   std::atomic_signal_fence(std::memory_order_seq_cst);
 #endif

@@ -36,7 +36,7 @@ struct Hook {
 #if defined(__x86_64__)
 #define ATTEND_TARGET_AVX2 [[gnu::target("avx2,fma,f16c,bmi,bmi2")]]
 #define ATTEND_TARGET_AVX512 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")]]
-#else
+#else  // the compiler's own target is all there is: on AArch64 it has vectors of 128 bits
 #define ATTEND_TARGET_AVX2
 #define ATTEND_TARGET_AVX512
 #endif

@@ -1,6 +1,6 @@
 #pragma once
-// Which instruction sets this machine can run, by CPUID and by what the operating system saves, and which one a call
-// uses.
+// Which instruction sets this machine can run, by what processor and operating system report (CPUID and saved state;
+// AT_HWCAP on AArch64), and which one a call uses.
 #include <span>
 #include <string>
 #include <string_view>
