@@ -1,13 +1,13 @@
 # Every target does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check bench fuzz asan tsan peers peers-model onnx-cases papers format clean install
+.PHONY: help setup build run test check bench fuzz asan tsan aarch64 peers peers-model onnx-cases papers format clean install
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
 POLICIES ?= softmax; softmax:window=1024,sinks=4; softmax:window=256,sinks=4; softmax:window=256
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install the Debian packages that are missing (needs root, once)
 	@scripts/setup.sh
@@ -35,6 +35,9 @@ asan: setup  ## all tests under ASan and UBSan
 
 tsan: setup  ## kernels and parsers under TSan
 	@scripts/tsan.sh
+
+aarch64: setup  ## cross-build for AArch64 and check it under qemu
+	@scripts/aarch64.sh
 
 peers: build  ## measure PyTorch, ONNX Runtime, OpenVINO and ggml beside attend, write docs/performance.md (PEERS="--row decode")
 	@scripts/peers.py $(PEERS)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs the Debian packages that attend needs and this machine lacks.
+# setup.sh [aarch64]: installs the Debian packages that attend, or its cross build, needs and this machine lacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,8 +9,15 @@ packages=(
   clang libclang-rt-dev libomp-dev clang-format
   python3-pip python3-numpy unzip ca-certificates
 )
+what=${1:-native}
+if [ "$what" = aarch64 ]; then
+  packages=(
+    g++-aarch64-linux-gnu qemu-user
+    {libstdc++6,libgomp1,libfmt-dev,libhwy-dev,libutf8proc-dev,libssl-dev,libgtest-dev}:arm64
+  )
+fi
 
-stamp=build/.setup-$(md5sum "$0" | cut -c1-12)
+stamp=build/.setup-$what-$(md5sum "$0" | cut -c1-12)
 [ -e "$stamp" ] && exit 0
 
 if ! command -v dpkg-query >/dev/null; then
@@ -26,13 +33,16 @@ if [ ${#missing[@]} -gt 0 ]; then
   as_root=()
   if [ "$(id -u)" -ne 0 ]; then
     if ! sudo -n true 2>/dev/null; then
-      echo "setup: only root can install what is missing; run: apt-get install ${missing[*]}" >&2
+      first=
+      [ "$what" = native ] || first="dpkg --add-architecture arm64 && apt-get update && "
+      echo "setup: only root can install what is missing; run: ${first}apt-get install ${missing[*]}" >&2
       exit 1
     fi
     as_root=(sudo -n)
   fi
   echo "setup: installing ${missing[*]}"
   mkdir -p build
+  [ "$what" = native ] || "${as_root[@]}" dpkg --add-architecture arm64
   install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}")
   if ! { "${as_root[@]}" apt-get -q update && "${install[@]}"; } </dev/null >build/setup.log 2>&1; then
     echo "setup: apt-get failed: $(grep -m1 '^E: ' build/setup.log || tail -n1 build/setup.log) (all of it: build/setup.log)" >&2
@@ -40,5 +50,5 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 mkdir -p build
-rm -f build/.setup-*
+rm -f build/.setup-"$what"-*
 touch "$stamp"
