@@ -11,7 +11,7 @@ const BackwardKernels& backward_kernels(Isa isa) {
   if (isa == Isa::kAvx2) return kBackwardAvx2;
   if (has_avx512(isa)) return kBackwardAvx512;
 #elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return kBackwardNeon;
+  if (has_neon(isa)) return kBackwardNeon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no backward kernels yet");
 }

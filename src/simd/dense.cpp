@@ -261,7 +261,7 @@ const DenseKernels& dense_kernels(Isa isa) {
   if (isa == Isa::kAvx2) return kDense_avx2;
   if (has_avx512(isa)) return kDense_avx512;
 #elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return kDense_neon;
+  if (has_neon(isa)) return kDense_neon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no dense kernels yet");
 }

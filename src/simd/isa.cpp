@@ -75,13 +75,14 @@ struct Features {
   }
 };
 
-std::string missing(std::initializer_list<const std::vector<Feature>*> groups) {
+#endif
+
+[[maybe_unused]] std::string missing(std::initializer_list<const std::vector<Feature>*> groups) {
   for (const auto* group : groups)
     for (const Feature& feature : *group)
       if (!feature.present) return fmt::format("missing: {}", feature.name);
   return {};
 }
-#endif
 
 std::vector<IsaInfo> detect() {
   std::vector<IsaInfo> list = {
@@ -91,7 +92,8 @@ std::vector<IsaInfo> detect() {
       {Isa::kAvx512Bf16, "512-bit vectors, bf16 dot products",
        "avx512vnni + AVX512_BF16 VBMI VBMI2 VAES VPCLMULQDQ BITALG VPOPCNTDQ", false, ""},
       {Isa::kAmx, "matrix tiles in bf16 and int8", "avx512bf16 + AMX_TILE AMX_INT8 AMX_BF16", false, ""},
-      {Isa::kNeon, "128-bit vectors", "AArch64 with Advanced SIMD", false, ""},
+      {Isa::kNeon, "128-bit vectors", "AArch64 with ASIMD", false, ""},
+      {Isa::kNeonDot, "128-bit vectors, int8 dot products", "neon + ASIMDDP", false, ""},
   };
   constexpr std::string_view kNoKernels = "attend has no kernels for it yet";
 #if defined(__x86_64__)
@@ -101,10 +103,13 @@ std::vector<IsaInfo> detect() {
   list[2].why_not = missing({&f.avx2, &f.avx512, &f.vnni});
   list[3].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16});
   list[4].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16, &f.amx});
-  list[5].why_not = "this machine is x86-64";
+  list[5].why_not = list[6].why_not = "this machine is x86-64";
 #elif defined(__aarch64__)
   for (size_t i = 0; i < 5; ++i) list[i].why_not = "this machine is AArch64";
-  if (!(getauxval(AT_HWCAP) & HWCAP_ASIMD)) list[5].why_not = "missing: Advanced SIMD";
+  const std::vector<Feature> neon = {{"ASIMD", (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0}};
+  const std::vector<Feature> dot = {{"ASIMDDP", (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0}};
+  list[5].why_not = missing({&neon});
+  list[6].why_not = missing({&neon, &dot});
 #else
   for (IsaInfo& info : list) info.why_not = "this machine is neither x86-64 nor AArch64";
 #endif

@@ -12,7 +12,7 @@ const LimitKernels& limit_kernels(Isa isa) {
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kLimitsAvx512;
   if (isa == Isa::kAvx512Bf16) return kLimitsAvx512Bf16;
 #elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return kLimitsNeon;
+  if (has_neon(isa)) return kLimitsNeon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no limit kernels yet");
 }

@@ -83,6 +83,10 @@ namespace neon {
 extern const ProductKernels kProductKernels;
 extern const ProductLimits kProductLimits;
 }  // namespace neon
+namespace neondot {
+extern const ProductKernels kProductKernels;
+extern const ProductLimits kProductLimits;
+}  // namespace neondot
 
 // Throws Error(kUnsupported) if this build has none for it.
 const ProductKernels& product_kernels(Isa isa);

@@ -1,4 +1,4 @@
-// Products for AArch64 with its Advanced SIMD.
+// Products for AArch64 with its Advanced SIMD (ASIMD).
 #include "simd/product_kernels.h"
 
 #if defined(__aarch64__)

@@ -11,6 +11,7 @@ const ProductKernels& product_kernels(Isa isa) {
   if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return avx512vnni::kProductKernels;
 #elif defined(__aarch64__)
   if (isa == Isa::kNeon) return neon::kProductKernels;
+  if (isa == Isa::kNeonDot) return neondot::kProductKernels;
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }
@@ -30,6 +31,7 @@ ProductLimit product_limit(Isa isa, WeightType type) {
   if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return of(avx512vnni::kProductLimits);
 #elif defined(__aarch64__)
   if (isa == Isa::kNeon) return of(neon::kProductLimits);
+  if (isa == Isa::kNeonDot) return of(neondot::kProductLimits);
 #endif
   throw Error(ErrorKind::kUnsupported, "product", "instruction set", name_of(isa), "has no product kernels yet");
 }

@@ -313,7 +313,7 @@ const RowOps& row_ops(Isa isa) {
 #if defined(__x86_64__)
   return isa == Isa::kAvx2 ? RowOpsAvx2::table : RowOpsAvx512::table;
 #elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return RowOpsNeon::table;
+  if (has_neon(isa)) return RowOpsNeon::table;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no row operations yet");
 }

@@ -12,7 +12,7 @@ const SplitKernels& split_kernels(Isa isa) {
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kSplitAvx512;
   if (isa == Isa::kAvx512Bf16) return kSplitAvx512Bf16;
 #elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return kSplitNeon;
+  if (has_neon(isa)) return kSplitNeon;
 #endif
   throw Error(ErrorKind::kUnsupported, "simd", "instruction set", name_of(isa), "has no attention kernels yet");
 }

@@ -75,6 +75,7 @@ TEST_P(Hooks, TheForcedInstructionSetRuns) {
   hook.run[static_cast<int>(GetParam())] = count;
   // One attention kernel serves both: int8 products are what the second adds.
   if (GetParam() == Isa::kAvx512Vnni) hook.run[static_cast<int>(Isa::kAvx512)] = count;
+  if (GetParam() == Isa::kNeonDot) hook.run[static_cast<int>(Isa::kNeon)] = count;
   Context context = test::context_for(GetParam());
   call.run({}, context, {.score = &hook});
   EXPECT_GT(called, 0);
