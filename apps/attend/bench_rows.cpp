@@ -164,8 +164,14 @@ bool has_port(const Entry& entry, std::string_view name) {
   return std::any_of(entry.in.begin(), entry.in.end(), [&](const Port& port) { return port.name == name; });
 }
 
-bool rounds_to_bf16(const Spec& spec) {
-  return spec.find("compute") && spec.text("compute") == name_of(Compute::kBF16);
+Compute compute_of(const Spec& spec) {
+  return spec.find("compute") ? attend::compute_of(spec.text("compute")) : Compute::kF32;
+}
+
+double flops_of(Compute compute, Limits& limits) {
+  if (compute == Compute::kBF16) return limits.bf16_multiply_adds();
+  if (compute == Compute::kInt8) return limits.products(WeightType::kQ8_0);
+  return limits.multiply_adds();
 }
 
 // Largest difference from the reference over a sample of queries; throws nothing, says what is wrong.
@@ -231,6 +237,9 @@ std::vector<Attention> attentions() {
       {"exact/prefill-bf16-causal-d128", causal + ",compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-bf16-full-d64", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
       {"exact/prefill-bf16-full-d128", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-int8-causal-d64", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
+      {"exact/prefill-int8-causal-d128", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-fp8-causal-d128", causal + ",compute=fp8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-bf16-kept-in-f32-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/window256-f32", causal + ",window=256", 1, 8, 8, 8192, 8192, 64, 64, f32, false},
       {"exact/short-t16", full, 32, 12, 12, 16, 16, 64, 64, f32, false},
@@ -305,8 +314,8 @@ BenchResult run(const Attention& row, Limits& limits, Context& context) {
       result, call,
       [&] {
         // Of two bursts the faster: what else runs on the machine must not lower the limit.
-        auto rate = [&] { return rounds_to_bf16(spec) ? limits.bf16_multiply_adds() : limits.multiply_adds(); };
-        const double flops = std::max(rate(), rate());
+        const Compute compute = compute_of(spec);
+        const double flops = std::max(flops_of(compute, limits), flops_of(compute, limits));
         const double exps = std::max(limits.exponentials(), limits.exponentials());
         const double seconds = result.flops / flops + pairs / exps;
         return row.cold ? std::max(seconds, result.bytes / std::max(limits.reads(), limits.reads())) : seconds;

@@ -27,7 +27,7 @@ SoftmaxOptions softmax_options(const Spec& spec) {
   if (has("sinks")) o.sinks = spec.integer("sinks");
   if (has("prefix")) o.prefix = spec.integer("prefix");
   if (has("softcap")) o.softcap = spec.real("softcap");
-  if (has("compute") && spec.text("compute") == name_of(Compute::kBF16)) o.compute = Compute::kBF16;
+  if (has("compute")) o.compute = compute_of(spec.text("compute"));
   return o;
 }
 
@@ -42,15 +42,18 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
   const SoftmaxOptions o = softmax_options(spec);
   const View q = array(in, "q", "bound"), k = array(in, "k", "bound");
   const int64_t d = q.shape[3];
-  return {.keys = k.shape[2],
-          .d = d,
-          .query = exact::largest_row(q),
-          .key = exact::largest_row(k),
-          .value = exact::largest(array(in, "v", "bound")),
-          .scale = o.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : std::abs(o.scale),
-          .bias = exact::largest(array(in, "bias", "bound")),
-          .softcap = o.softcap,
-          .operand = o.compute == Compute::kBF16 ? 0x1p-8 : 0};
+  bound::SoftmaxNorms norms{.keys = k.shape[2],
+                            .d = d,
+                            .query = exact::largest_row(q),
+                            .key = exact::largest_row(k),
+                            .value = exact::largest(array(in, "v", "bound")),
+                            .scale = o.scale == 0 ? 1 / std::sqrt(static_cast<double>(d)) : std::abs(o.scale),
+                            .bias = exact::largest(array(in, "bias", "bound")),
+                            .softcap = o.softcap};
+  if (o.compute == Compute::kBF16) bound::round_to_bf16(norms);
+  if (o.compute == Compute::kInt8) bound::round_to_int8(norms);
+  if (o.compute == Compute::kFp8) bound::round_to_e4m3(norms);
+  return norms;
 }
 
 double softmax_bound(const Spec& spec, const Tensors& in, std::string_view output) {

@@ -14,9 +14,12 @@
 namespace attend::exact {
 namespace {
 
-// Rows of a block share one packed copy of each split's keys. 144 rows keep packing below a tenth of the products and
-// are whole groups of 6.
-constexpr int64_t kBlockRows = 144;
+// Rows of a block share one packed copy of each split's keys: so many that packing takes below a tenth of the products,
+// in whole groups of 6.
+constexpr int64_t block_rows(Compute compute) {
+  if (compute == Compute::kF32) return 144;
+  return compute == Compute::kBF16 ? 288 : 432;
+}
 constexpr int64_t kGroupRows = 6;
 
 class Scheduler {
@@ -28,7 +31,7 @@ class Scheduler {
         context_(context),
         kernels_(split_kernels(active_isa(context))),
         stride_(padded_dv(problem.dv)) {
-    tokens_ = std::max<int64_t>(1, kBlockRows / p_.group / kGroupRows) * kGroupRows;
+    tokens_ = std::max<int64_t>(1, block_rows(p_.options.compute) / p_.group / kGroupRows) * kGroupRows;
     tokens_ = std::min(tokens_, std::max<int64_t>(1, p_.queries));
   }
 

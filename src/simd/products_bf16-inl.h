@@ -132,16 +132,19 @@ class Bf16Products {
     }
   }
 
-  void add_seen(int row, const Span& range) {
-    if (range.empty()) return;
+  void add_seen(int row, const Spans& ranges) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
-    const Span pairs = pairs_of(range);
     uint32_t seen[kMostPairs] = {};
-    for (int c = range.begin; c < range.end; ++c)
-      if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
+    Span pairs{kMostPairs, 0};
+    for (const Span& range : ranges) {
+      for (int c = range.begin; c < range.end; ++c)
+        if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
+      pairs = {std::min(pairs.begin, pairs_of(range).begin), pairs_of(range).end};
+    }
     const uint32_t* words = weights_ + static_cast<int64_t>(row) * kMostPairs;
     float* acc = acc_ + row * job_.acc_stride;
     for (int i = pairs.begin; i < pairs.end; ++i) {
+      if (seen[i] == 0) continue;
       const __m512i mask = _mm512_set1_epi32(static_cast<int>(seen[i])),
                     weight = _mm512_and_si512(_mm512_set1_epi32(static_cast<int>(words[i])), mask);
       for (int64_t c = 0; c < padded_; c += 16) {

@@ -79,11 +79,13 @@ HWY_INLINE void for_rows(int rows, F f) {
   }
 }
 
-// The same for 1 to 4 vectors.
+// The same for 1 to kVecs vectors.
 template <class F>
 HWY_INLINE void for_vectors(int64_t vectors, F f) {
-  if (vectors == 4) return f(std::integral_constant<int, 4>());
-  if (vectors == 3) return f(std::integral_constant<int, 3>());
+  if constexpr (kVecs == 4) {
+    if (vectors == 4) return f(std::integral_constant<int, 4>());
+    if (vectors == 3) return f(std::integral_constant<int, 3>());
+  }
   if (vectors == 2) return f(std::integral_constant<int, 2>());
   f(std::integral_constant<int, 1>());
 }
@@ -164,11 +166,12 @@ class F32Products {
     for (const Span& span : spans) add(row, rows, span);
   }
 
-  // The same for one row and only those keys in `range` whose weights are not marked as hidden.
-  void add_seen(int row, const Span& range) {
+  // The same for one row and only those keys in `ranges` whose weights are not marked as hidden.
+  void add_seen(int row, const Spans& ranges) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
-    for (int c = range.begin; c < range.end; ++c)
-      if (!marked_hidden(p[c])) add(row, 1, Span{c, c + 1});
+    for (const Span& range : ranges)
+      for (int c = range.begin; c < range.end; ++c)
+        if (!marked_hidden(p[c])) add(row, 1, Span{c, c + 1});
   }
 
  private:

@@ -13,8 +13,10 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/weights-inl.h"
 // What follows needs what precedes.
 #include "simd/products_f32-inl.h"
+#include "simd/products_quantised-inl.h"
 #if ATTEND_BF16_DOT
 #include "simd/products_bf16-inl.h"
+#include "simd/products_int8-inl.h"
 #endif
 
 namespace attend {
@@ -117,7 +119,10 @@ class Split {
     for (int r = row; r < row + rows; ++r) {
       std::fill_n(acc_row(first + r), padded_, 0.0f);
       const ColumnRanges& v = weights_.visible(first + r);
-      for (const Span& range : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) products_.add_seen(r, range);
+      Spans ranges;
+      for (const Span& range : {Span{v.a0, v.a1}, Span{v.b0, v.b1}})
+        if (!range.empty()) ranges.append(range);
+      products_.add_seen(r, ranges);
     }
   }
 
@@ -144,10 +149,12 @@ class Split {
 void attend_split(const SplitJob& job) noexcept {
   if (job.compute == Compute::kF32) return Split<F32Products<false>>(job).run();
 #if ATTEND_BF16_DOT
-  Split<Bf16Products>(job).run();
+  if (job.compute == Compute::kBF16) return Split<Bf16Products>(job).run();
+  if (job.compute == Compute::kInt8) return Split<Int8Products>(job).run();
 #else
-  Split<F32Products<true>>(job).run();
+  if (job.compute == Compute::kBF16) return Split<F32Products<true>>(job).run();
 #endif
+  Split<QuantisedProducts>(job).run();
 }
 
 }  // namespace HWY_NAMESPACE

@@ -42,9 +42,14 @@ inline constexpr Option kPrefix = {"prefix", "tokens",  "first keys that every q
                                    0,        kMaxTokens};
 inline constexpr Option kSoftcap = {
     "softcap", "", "scores become softcap * tanh(score / softcap); 0 means none", "0", OptionType::kReal, 0, 1e30};
-inline constexpr Option kCompute = {
-    "compute", "",        "arithmetic of the products; bf16 rounds what they multiply", "f32", OptionType::kText, 0,
-    0,         "f32|bf16"};
+inline constexpr Option kCompute = {"compute",
+                                    "",
+                                    "arithmetic of the products: what they multiply is rounded to it",
+                                    "f32",
+                                    OptionType::kText,
+                                    0,
+                                    0,
+                                    "f32|bf16|int8|fp8"};
 }  // namespace option
 
 // The options of `spec` that softmax attention has; others keep their defaults.

@@ -55,7 +55,9 @@ struct SoftmaxNorms {
   double scale;       // as applied
   double bias = 0;    // largest finite magnitude
   double softcap = 0;
-  double operand = 0;  // relative error of rounding the operands of products to a type narrower than f32
+  // Of operands rounded to a type narrower than f32, relative to Euclidean norms: of queries and keys; and the error of
+  // products of weights and values, relative to the largest value.
+  double operand = 0, weighted = 0;
 };
 
 // Largest absolute error of a score: the dot product's rounding (q scaled, then d fused steps), soft-cap (its tanh is
@@ -75,7 +77,27 @@ inline double softmax_weight(const SoftmaxNorms& n) {
 
 // Of the products of weights with values, both rounded to the type of operands.
 inline double softmax_operands(const SoftmaxNorms& n) {
-  return n.operand == 0 ? 0 : n.operand * (2 + n.operand) * (1 + softmax_weight(n));  // the weight may be infinite
+  return n.weighted == 0 ? 0 : n.weighted * (1 + softmax_weight(n));  // the weight may be infinite
+}
+
+// Rounding errors of Compute::kBF16: half a unit in the last of 8 bits.
+inline void round_to_bf16(SoftmaxNorms& n) {
+  n.operand = 0x1p-8;
+  n.weighted = 2 * n.operand + n.operand * n.operand;
+}
+
+// Of Compute::kInt8: elements move by max |x| / 254, so rows of length d by at most sqrt(d) / 254 of their norm. 64
+// weights that share a scale move by 1 / 510 of the largest of them times the largest value; the values by 1 / 254.
+inline void round_to_int8(SoftmaxNorms& n) {
+  n.operand = std::sqrt(static_cast<double>(n.d)) / 254 + 4 * kEpsilon;
+  n.weighted = 64.0 / 510 + 1.0 / 254 + 64.0 / 510 / 254;
+}
+
+// Of Compute::kFp8: half a unit in the last of 4 bits, or 2^-10 / 448 of the largest where numbers are subnormal.
+inline void round_to_e4m3(SoftmaxNorms& n) {
+  const double subnormal = 0x1p-10 / 448, unit = 0x1p-4;
+  n.operand = unit + std::sqrt(static_cast<double>(n.d)) * subnormal;
+  n.weighted = (2 + unit) * (unit + 64 * subnormal);
 }
 
 // |out - reference|: weights in numerator and denominator, then sums of up to 512 terms a split and one fold a split.

@@ -7,11 +7,21 @@ namespace attend {
 enum class Compute {
   kF32,
   kBF16,  // operands rounded to bf16 (to nearest even), sums in f32
+  kInt8,  // operands are integers times a scale: one a row of a query, key or value, one for 64 weights of a row
+  kFp8,   // the same with numbers of e4m3 in place of integers
 };
+inline constexpr int kComputeCount = 4;
 
 constexpr std::string_view name_of(Compute compute) {
-  constexpr std::string_view names[] = {"f32", "bf16"};
+  constexpr std::string_view names[] = {"f32", "bf16", "int8", "fp8"};
   return names[static_cast<int>(compute)];
+}
+
+// By name; f32 if there is none such.
+constexpr Compute compute_of(std::string_view name) {
+  for (int i = 0; i < kComputeCount; ++i)
+    if (name_of(static_cast<Compute>(i)) == name) return static_cast<Compute>(i);
+  return Compute::kF32;
 }
 
 }  // namespace attend
