@@ -170,7 +170,7 @@ Compute compute_of(const Spec& spec) {
 
 double flops_of(Compute compute, Limits& limits) {
   if (compute == Compute::kBF16) return limits.bf16_multiply_adds();
-  if (compute == Compute::kInt8) return limits.products(WeightType::kQ8_0);
+  if (is_int8(compute)) return limits.products(WeightType::kQ8_0);
   return limits.multiply_adds();
 }
 
@@ -239,6 +239,8 @@ std::vector<Attention> attentions() {
       {"exact/prefill-bf16-full-d128", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-int8-causal-d64", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
       {"exact/prefill-int8-causal-d128", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-int8-hadamard-causal-d128", causal + ",compute=int8-hadamard", 1, 8, 8, 2048, 2048, 128, 128,
+       bf16, false},
       {"exact/prefill-fp8-causal-d128", causal + ",compute=fp8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-bf16-kept-in-f32-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/window256-f32", causal + ",window=256", 1, 8, 8, 8192, 8192, 64, 64, f32, false},

@@ -51,8 +51,8 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
                             .bias = exact::largest(array(in, "bias", "bound")),
                             .softcap = o.softcap};
   if (o.compute == Compute::kBF16) bound::round_to_bf16(norms);
-  if (o.compute == Compute::kInt8) bound::round_to_int8(norms);
-  if (o.compute == Compute::kFp8) bound::round_to_e4m3(norms);
+  if (is_int8(o.compute)) bound::round_to_int8(norms);
+  if (is_fp8(o.compute)) bound::round_to_e4m3(norms);
   return norms;
 }
 

@@ -160,8 +160,7 @@ void check_variant(std::string_view op, const Problem& p) {
   if (!softmax && !v.weight) refuse(op, "weight", "none", "must be given where the normaliser is not a softmax");
   if (!softmax && p.sink_logits.data) refuse(op, "sink_logits", "", "must not be given with this normaliser");
   const Compute compute = p.options.compute;
-  if ((compute == Compute::kInt8 || compute == Compute::kFp8) &&
-      (v.normalizer != Normalizer::kSoftmax || v.weight || v.final_weight))
+  if ((is_int8(compute) || is_fp8(compute)) && (v.normalizer != Normalizer::kSoftmax || v.weight || v.final_weight))
     refuse(op, "compute", name_of(compute), "must be f32 or bf16 where weights are not those of a plain softmax");
   if (!v.mask) return;
   const MaskSizes& m = v.mask->sizes();

@@ -24,6 +24,7 @@ constexpr Paper kPapers[] = {
      "052"},
     {"Self-attention Does Not Need O(n^2) Memory", "2112.05682", "197"},
     {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
+    {"FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", "2407.08608", "148"},
     {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
 
@@ -83,7 +84,11 @@ constexpr Entry kSoftmax = {
     .notes =
         "115: the mask; keys keep the positions of the text. 197: chunks are 512 keys (256 backward) instead of "
         "sqrt(n), so "
-        "memory does not grow with n. 274: tiles of the forward pass fold once every 512 positions.",
+        "memory does not grow with n. 274: tiles of the forward pass fold once every 512 positions. "
+        "148: compute=int8-hadamard and fp8-hadamard; a scale is a row's (64 weights'), not a tile's, so that keys "
+        "which "
+        "a row does not see change nothing; e4m3 numbers are multiplied in f32; values are not turned. Warp "
+        "specialisation is the GPU's.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<Softmax>(softmax_options(spec));
     },

@@ -72,7 +72,7 @@ class Int8Products {
     alignas(64) float q[512];
     for (int r = 0; r < count; ++r) {
       std::copy_n(job_.q + static_cast<int64_t>(first + r) * job_.d, job_.d, q);
-      query_scale_[r] = job_.score_scale * rows_.quantiser().quantise(q, job_.d);
+      query_scale_[r] = rows_.take_query(q);
       int8_t* to = reinterpret_cast<int8_t*>(queries_ + r * words_);
       to_signed(q, job_.d, to);
       // Keys are unsigned, 128 too large.

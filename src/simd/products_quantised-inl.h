@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 
+#include "simd/turn_signs.h"
+
 namespace attend {
 namespace HWY_NAMESPACE {
 
@@ -21,9 +23,67 @@ HWY_INLINE Vec round_to_e4m3(Vec x) {
   return hn::IfThenElse(hn::Lt(hn::Abs(x), hn::Set(d, 0x1p-6f)), small, normal);
 }
 
+// x <- H S x, S random signs and H the Hadamard matrix (entries 1 and -1) of the largest order that divides `count`,
+// block by block; dot products become order() times as large. FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608,
+// section 3.3) calls this incoherent processing.
+class Turn {
+ public:
+  static int64_t order(int64_t count) { return count & -count; }
+
+  static void apply(float* x, int64_t count) {
+    const F32 d;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+      hn::StoreU(hn::Mul(hn::LoadU(d, x + i), hn::LoadU(d, kTurnSigns.data() + i)), d, x + i);
+    for (; i < count; ++i) x[i] *= kTurnSigns[static_cast<size_t>(i)];
+    const int64_t n = order(count);
+    if (n < kLanes) {
+      for (int64_t h = 1; h < n; h *= 2)
+        each_pair(count, h, [&](int64_t a, int64_t b) {
+          const float sum = x[a] + x[b], difference = x[a] - x[b];
+          x[a] = sum, x[b] = difference;
+        });
+      return;
+    }
+    for (i = 0; i < count; i += kLanes) {
+      Vec v = hn::LoadU(d, x + i);
+      v = step(v, hn::Shuffle2301(v), 1);
+      v = step(v, hn::Shuffle1032(v), 2);
+#if HWY_TARGET != HWY_NEON
+      v = step(v, hn::SwapAdjacentBlocks(v), 4);
+#if ATTEND_AVX512
+      v = step(v, hn::ConcatLowerUpper(d, v, v), 8);
+#endif
+#endif
+      hn::StoreU(v, d, x + i);
+    }
+    for (int64_t h = kLanes; h < n; h *= 2)
+      for (int64_t begin = 0; begin < count; begin += 2 * h)
+        for (int64_t a = begin; a < begin + h; a += kLanes) {
+          const Vec low = hn::LoadU(d, x + a), high = hn::LoadU(d, x + a + h);
+          hn::StoreU(hn::Add(low, high), d, x + a);
+          hn::StoreU(hn::Sub(low, high), d, x + a + h);
+        }
+  }
+
+ private:
+  // Lanes i and i ^ distance become their sum and their difference.
+  static HWY_INLINE Vec step(Vec v, Vec swapped, int32_t distance) {
+    const F32 d;
+    const I32 di;
+    const auto upper = hn::Ne(hn::And(hn::Iota(di, 0), hn::Set(di, distance)), hn::Zero(di));
+    return hn::Add(swapped, hn::IfThenElse(hn::RebindMask(d, upper), hn::Neg(v), v));
+  }
+  template <class F>
+  static void each_pair(int64_t count, int64_t h, F f) {
+    for (int64_t begin = 0; begin < count; begin += 2 * h)
+      for (int64_t a = begin; a < begin + h; ++a) f(a, a + h);
+  }
+};
+
 class Quantiser {
  public:
-  explicit Quantiser(Compute compute) : e4m3_(compute == Compute::kFp8) {}
+  explicit Quantiser(Compute compute) : e4m3_(is_fp8(compute)) {}
 
   // Largest magnitude of an operand; weights in int8 are unsigned.
   float levels() const { return e4m3_ ? 448.0f : 127.0f; }
@@ -63,7 +123,8 @@ class Quantiser {
 // What products of quantised operands share: rows of keys and values with their scales, weights by blocks.
 class QuantisedRows {
  public:
-  explicit QuantisedRows(const SplitJob& job) : job_(job), keys_(job), quantiser_(job.compute) {
+  explicit QuantisedRows(const SplitJob& job)
+      : job_(job), keys_(job), quantiser_(job.compute), turned_(is_turned(job.compute)) {
     block_begin_.fill(job.cols);
     const int64_t split = (job.k_position ? job.k_position[0] : job.first_position) / kSplitPositions;
     for (int b = 0, c = 0; b < kWeightBlocks; ++b) {
@@ -74,24 +135,30 @@ class QuantisedRows {
     std::fill(key_scale_, key_scale_ + kStripCols, 0.0f);
   }
 
-  const Quantiser& quantiser() const { return quantiser_; }
   const float* key_scales() const { return key_scale_; }
   int block_begin(int b) const { return block_begin_[static_cast<size_t>(b)]; }
   int block_end(int b) const { return block_begin_[static_cast<size_t>(b) + 1]; }
   const float* weight_scales(int row) const { return weight_scale_[row]; }  // by block
 
+  // A row of queries as operands in place; what their scores are multiplied by, beside the scales of keys.
+  float take_query(float* q) const {
+    if (turned_) Turn::apply(q, job_.d);
+    const float norm = turned_ ? 1 / static_cast<float>(Turn::order(job_.d)) : 1.0f;
+    return job_.score_scale * norm * quantiser_.quantise(q, job_.d);
+  }
+
   // f(operands, their stride, first column, count) for at most 16 keys a time.
   template <class F>
   void each_keys(int begin, int end, F f) {
     keys_.each_key_run(begin, end, [&](auto k, int64_t stride, int col, int count) {
-      each_rows(k, stride, col, count, job_.d, job_.d, key_scale_, f);
+      each_rows(k, stride, col, count, job_.d, job_.d, turned_, key_scale_, f);
     });
   }
   template <class F>
   void each_values(int begin, int end, F f) {
     const int64_t padded = padded_dv(job_.dv);
     keys_.each_value_run(begin, end, [&](auto v, int64_t stride, int col, int count) {
-      each_rows(v, stride, col, count, job_.dv, padded, value_scale_, f);
+      each_rows(v, stride, col, count, job_.dv, padded, false, value_scale_, f);
       for (int i = col; i < col + count; ++i) bad_values_ |= value_scale_[i] != value_scale_[i];
     });
   }
@@ -129,12 +196,16 @@ class QuantisedRows {
 
  private:
   template <class Rows, class F>
-  void each_rows(Rows rows, int64_t stride, int col, int count, int64_t width, int64_t padded, float* scales, F f) {
+  void each_rows(Rows rows, int64_t stride, int col, int count, int64_t width, int64_t padded, bool turn, float* scales,
+                 F f) {
     alignas(64) float wide[16 * 512];
     for (int i = 0; i < count; i += 16) {
       const int n = std::min(16, count - i);
       pack_values(rows + i * stride, stride, n, width, padded, wide);
-      for (int r = 0; r < n; ++r) scales[col + i + r] = quantiser_.quantise(wide + r * padded, width);
+      for (int r = 0; r < n; ++r) {
+        if (turn) Turn::apply(wide + r * padded, width);
+        scales[col + i + r] = quantiser_.quantise(wide + r * padded, width);
+      }
       f(wide, padded, col + i, n);
     }
   }
@@ -154,6 +225,7 @@ class QuantisedRows {
   const SplitJob& job_;
   JobKeys keys_;
   Quantiser quantiser_;
+  bool turned_;
   std::array<int, kWeightBlocks + 1> block_begin_;
   float key_scale_[kStripCols];
   float value_scale_[kStripCols + 16] = {};
@@ -176,8 +248,7 @@ class QuantisedProducts {
     strip_ = strip;
     acc_ = job_.acc + first * job_.acc_stride;
     std::copy_n(job_.q + static_cast<int64_t>(first) * job_.d, static_cast<int64_t>(count) * job_.d, queries_);
-    for (int r = 0; r < count; ++r)
-      query_scale_[r] = job_.score_scale * rows_.quantiser().quantise(queries_ + r * job_.d, job_.d);
+    for (int r = 0; r < count; ++r) query_scale_[r] = rows_.take_query(queries_ + r * job_.d);
   }
 
   int panel_cols() const { return kPanelCols; }

@@ -150,7 +150,7 @@ void attend_split(const SplitJob& job) noexcept {
   if (job.compute == Compute::kF32) return Split<F32Products<false>>(job).run();
 #if ATTEND_BF16_DOT
   if (job.compute == Compute::kBF16) return Split<Bf16Products>(job).run();
-  if (job.compute == Compute::kInt8) return Split<Int8Products>(job).run();
+  if (is_int8(job.compute)) return Split<Int8Products>(job).run();
 #else
   if (job.compute == Compute::kBF16) return Split<F32Products<true>>(job).run();
 #endif

@@ -18,6 +18,9 @@
 // Empty    a query that sees no key gets out = 0 and lse = -inf
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown. Error(kCancelled)
 //          and Error(kMemory) may leave outputs partly written.
+// Compute  SoftmaxOptions::compute rounds what is multiplied, queries with keys and weights with values (Shah et al.
+//          2024, arXiv:2407.08608, section 3.3, has the blocks and the turn; see attend/tensor/compute.h). All between
+//          is f32. int8 and fp8 take no hooks on weights and no other normaliser.
 // Numerics f32 accumulation; |out - reference| <= bound::softmax(...). Same bits: any.
 #include <span>
 

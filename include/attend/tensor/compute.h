@@ -9,12 +9,24 @@ enum class Compute {
   kBF16,  // operands rounded to bf16 (to nearest even), sums in f32
   kInt8,  // operands are integers times a scale: one a row of a query, key or value, one for 64 weights of a row
   kFp8,   // the same with numbers of e4m3 in place of integers
+  kInt8Hadamard,  // both after queries and keys were turned by a random Hadamard matrix, which spreads outliers
+  kFp8Hadamard,
 };
-inline constexpr int kComputeCount = 4;
+inline constexpr int kComputeCount = 6;
 
 constexpr std::string_view name_of(Compute compute) {
-  constexpr std::string_view names[] = {"f32", "bf16", "int8", "fp8"};
+  constexpr std::string_view names[] = {"f32", "bf16", "int8", "fp8", "int8-hadamard", "fp8-hadamard"};
   return names[static_cast<int>(compute)];
+}
+
+constexpr bool is_int8(Compute compute) {
+  return compute == Compute::kInt8 || compute == Compute::kInt8Hadamard;
+}
+constexpr bool is_fp8(Compute compute) {
+  return compute == Compute::kFp8 || compute == Compute::kFp8Hadamard;
+}
+constexpr bool is_turned(Compute compute) {
+  return compute == Compute::kInt8Hadamard || compute == Compute::kFp8Hadamard;
 }
 
 // By name; f32 if there is none such.
