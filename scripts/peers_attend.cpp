@@ -48,6 +48,7 @@ std::function<void()> load(const peers::Shape& s) {
   attend::SoftmaxOptions options;
   options.causal = s.causal;
   if (s.window) options.window = s.window;
+  if (s.type == "bf16" && s.queries > 1) options.compute = attend::Compute::kBF16;  // as the others do
   auto call = [loaded, options] {
     const size_t i = loaded->turn++ % loaded->k.size();
     attend::softmax_attention({.q = loaded->q.view, .k = loaded->k[i].view, .v = loaded->v[i].view}, options,

@@ -111,7 +111,8 @@ def report(kept, order):
              "from `attend bench ROW`, whose limit is visible pairs at the multiply-add rate of its arithmetic plus one exp each, or "
              "the bytes of keys and values at the read bandwidth. The error is relative, over sampled rows, against "
              "double precision; a result without half of its type's digits gets no time. attend and ggml read f32 "
-             "queries and give f32, the others work in the type of the row.", "",
+             "queries and give f32 (in the bf16 prefill row attend multiplies in bf16 too), the others work in the type of "
+             "the row.", "",
              "PyTorch's wheel holds MKL, which takes its oldest code on CPUs that are not Intel's. *MKL preloaded* is "
              "PyTorch with a preloaded function that tells MKL the CPU is Intel's, so that it takes its newest code.",
              "", "FlexAttention has a block mask where there is a mask; SDPA has a boolean one for the window. ONNX "
