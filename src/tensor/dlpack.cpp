@@ -61,6 +61,7 @@ View from_dlpack(const DLTensor& tensor) {
 }
 
 DLManagedTensor* to_dlpack(Array array) {
+  require_array_type(array.view.type);
   auto holder = std::make_unique<Holder>(Holder{std::move(array), {}});
   View& view = holder->array.view;
   DLDataType code{};

@@ -177,6 +177,7 @@ class Descriptor {
 };
 
 std::string header_text(const View& view) {
+  require_array_type(view.type);
   std::string_view code;
   for (const TypeName& known : kTypes) {
     if (known.type == view.type) code = known.code;

@@ -9,16 +9,14 @@
 #include "attend/tensor/error.h"
 
 namespace attend {
-namespace {
 
-[[noreturn]] void refuse(DType type) {
-  throw Error(ErrorKind::kArgument, "array", "type", name_of(type), "is of stored keys: arrays can't have it");
+void require_array_type(DType type) {
+  if (is_quantised(type))
+    throw Error(ErrorKind::kArgument, "array", "type", name_of(type), "is of stored keys: arrays can't have it");
 }
 
-}  // namespace
-
 View dense_view(void* data, DType type, int rank, const Shape& shape) {
-  if (is_quantised(type)) refuse(type);
+  require_array_type(type);
   View view{.data = data, .type = type, .rank = rank};
   int64_t stride = 1;
   for (int a = rank - 1; a >= 0; --a) {
@@ -62,7 +60,7 @@ double value_at(const View& view, int64_t index) {
       return view.as<uint8_t>()[offset] != 0;
     case DType::kQ8_0:
     case DType::kQ4_0:
-      refuse(view.type);
+      require_array_type(view.type);
   }
   return 0;
 }

@@ -13,7 +13,9 @@
 
 #include "attend/simd/isa.h"
 #include "attend/simd/row_ops.h"
+#include "attend/tensor/dlpack.h"
 #include "attend/tensor/error.h"
+#include "attend/tensor/npy.h"
 #include "attend/tensor/view.h"
 #include "support/expect_error.h"
 
@@ -175,8 +177,13 @@ TEST(QuantisedRow, NarrowGivesTheSameBytes) {
 
 TEST(QuantisedRow, ArraysCantHaveTheType) {
   uint8_t bytes[34] = {};
-  for (DType type : kTypes)
+  for (DType type : kTypes) {
     test::expect_error(ErrorKind::kArgument, name_of(type), [&] { dense_view(bytes, type, {32}); });
+    const View made{.data = bytes, .type = type, .rank = 1, .shape = {32}, .stride = {1}};
+    test::expect_error(ErrorKind::kArgument, name_of(type), [&] { value_at(made, 0); });
+    test::expect_error(ErrorKind::kArgument, name_of(type), [&] { write_npy("/tmp/attend-no-array.npy", made); });
+    test::expect_error(ErrorKind::kArgument, name_of(type), [&] { to_dlpack(Array{.storage = {}, .view = made}); });
+  }
 }
 
 }  // namespace

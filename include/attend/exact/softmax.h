@@ -38,7 +38,7 @@ namespace attend {
 struct Qkv {
   View q;
   View k = {}, v = {};                 // or, instead of both:
-  std::span<const KeyView> keys = {};  // [B * Hkv], each with its own length and positions
+  std::span<const KeyView> keys = {};  // [B * Hkv], each with its own length and positions; q8_0 and q4_0, too
   int64_t dv = 0;                      // value width; needed with `keys` only
   View kv_lens = {};                   // [B] i32 or i64: keys of b beyond its length don't exist
   View q_positions = {};               // [B, Tq] i32; absent: the last query sits on the last key.

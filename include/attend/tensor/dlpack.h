@@ -13,7 +13,8 @@ namespace attend {
 // Error(kArgument) for a negative axis, or null data with elements.
 View from_dlpack(const DLTensor& tensor);
 
-// Hands the array over: the receiver calls deleter once. Throws Error(kMemory).
+// Hands the array over: the receiver calls deleter once. Throws Error(kMemory), and Error(kArgument) for a type that no
+// array has.
 DLManagedTensor* to_dlpack(Array array);
 
 }  // namespace attend

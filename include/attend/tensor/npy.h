@@ -22,7 +22,7 @@ Array make_array(DType type, int rank, const Shape& shape);
 Array read_npy(const std::filesystem::path& path);
 Array parse_npy(std::span<const std::byte> bytes, std::string_view name);
 
-// Writes beside the target, then renames. Throws Error(kFile).
+// Writes beside the target, then renames. Throws Error(kFile), and Error(kArgument) for a type that no array has.
 void write_npy(const std::filesystem::path& path, const View& view);
 
 }  // namespace attend

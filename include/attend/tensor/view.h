@@ -37,7 +37,10 @@ struct View {
   }
 };
 
-// A dense row-major view of `data`. Throws Error(kArgument) for a quantised type, as value_at() does.
+// Throws Error(kArgument) for a type that only key views carry.
+void require_array_type(DType type);
+
+// A dense row-major view of `data`, of an array type.
 View dense_view(void* data, DType type, std::initializer_list<int64_t> shape);
 View dense_view(void* data, DType type, int rank, const Shape& shape);
 
