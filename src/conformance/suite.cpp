@@ -243,8 +243,10 @@ ConformanceReport check_conformance(const Registry& registry, const ConformanceO
               {std::string(entry->name), fmt::format("a {} has no operator", name_of(entry->kind))});
       } else if (!info.usable) {
         report.skipped.push_back({name, info.why_not});
-      } else if (info.isa == Isa::kAvx512Vnni) {
-        report.skipped.push_back({name, "attention runs avx512's kernels there; only products of weights differ"});
+      } else if (info.isa == Isa::kAvx512Vnni || info.isa == Isa::kNeonDot) {
+        const std::string_view same = name_of(info.isa == Isa::kNeonDot ? Isa::kNeon : Isa::kAvx512);
+        report.skipped.push_back(
+            {name, fmt::format("attention runs {}'s kernels there; only products of weights differ", same)});
       } else {
         conformance::Suite(registry, *entry, info.isa, options.seed, context, report).run();
       }
