@@ -35,7 +35,8 @@ constexpr Paper kPapers[] = {
     {"The Nature of Mathematical Modeling and Probabilistic Optimization Engineering in Generative AI", "2410.18441",
      "237"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 HarmonicOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"),
@@ -50,6 +51,14 @@ class Harmonic : public AttentionOperator {
     // A model says how many elements turn; then the angles are made once.
     if (options.rope.dims > 0 && exact::rope_refuses(options.rope, options.rope.dims).empty())
       angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
+  }
+
+  void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    harmonic_attention_backward(inputs(in, 0), array(in, "slopes"), options_, {array(out, "out"), array(out, "lse")},
+                                {array(grad_out, "out"), array(grad_out, "lse")},
+                                {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context,
+                                angles_ ? &*angles_ : nullptr);
   }
 
   bool turns() const override { return true; }
@@ -77,13 +86,19 @@ class Harmonic : public AttentionOperator {
 double harmonic_bound(const Spec& spec, const Tensors& in, std::string_view output) {
   const bound::SoftmaxNorms norms = softmax_norms(spec, in);
   const double score = norms.scale * norms.query * norms.key, turned = exact::rotary_error(norms);
-  if (!spec.flag("added")) return exact::scored(norms, 0, turned + 4 * bound::kEpsilon * score, output);
-  const View slopes = array(in, "slopes", "bound");
-  const double slope = slopes.data ? exact::largest(slopes) : 1;
-  const exact::Reach reach = exact::reach_of(in, spec.flag("causal"));
-  auto above = [&](double d) { return slope * (1 + std::log(1 + d)); };  // H(d) <= 1 + ln d
-  const double counted = std::min(above(reach.farthest), above(reach.nearest) + 2 * score + 104);
-  return exact::scored(norms, counted, turned + bound::kEpsilon * (7 * counted + 36 * slope), output);
+  double added = 0, error = turned + 4 * bound::kEpsilon * score;
+  if (spec.flag("added")) {
+    const View slopes = array(in, "slopes", "bound");
+    const double slope = slopes.data ? exact::largest(slopes) : 1;
+    const exact::Reach reach = exact::reach_of(in, spec.flag("causal"));
+    auto above = [&](double d) { return slope * (1 + std::log(1 + d)); };  // H(d) <= 1 + ln d
+    added = std::min(above(reach.farthest), above(reach.nearest) + 2 * score + 104);
+    error = turned + bound::kEpsilon * (7 * added + 36 * slope);
+  }
+  const bound::SoftmaxNorms scores = exact::with_scores(norms, added, error);
+  if (output == "out" || output == "lse") return softmax_bound(scores, in, output);
+  // A factor is at most 1 and errs by 4 epsilon, which is well within what rotating adds.
+  return exact::rotary_gradient(scores, in, 1, output);
 }
 
 constexpr Entry kEntry = {
@@ -98,12 +113,17 @@ constexpr Entry kEntry = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "237: the abstract says a factored combination of RoPE and ALiBi with a harmonic series; the paper's equations "
         "were not at hand. The default reads it as a factor of the score, added=true as a sum. Its blocks by chance "
         "are "
-        "the mechanism prflash; its staircase quantisation of the cache (SAQ) is not here yet.",
+        "the mechanism prflash; its staircase quantisation of the cache (SAQ) is not here yet. Slopes have no "
+        "gradient.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<Harmonic>(options_from(spec));
     },

@@ -26,6 +26,9 @@ struct EachScore {
     }
   }
 };
+template <class F>
+EachScore(F) -> EachScore<F>;
+
 // `f` must outlive the calls that use the hook.
 template <class F>
 Hook tile_hook(const F& f) {

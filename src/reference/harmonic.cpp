@@ -1,7 +1,6 @@
 #include "attend/reference/harmonic.h"
 
-#include "reference/rope_pairs.h"
-#include "reference/softmax_over.h"
+#include "reference/rotated.h"
 
 namespace attend {
 namespace {
@@ -17,28 +16,35 @@ class HarmonicReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), &k = required(in, "k"), slopes = optional(in, "slopes");
-    const int64_t d = q.shape[3];
-    const Rope rope(o_.rope, d, k.shape[2]);
-    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) {
-      const int64_t key = at.keys.position(j), distance = std::abs(at.position - key);
-      const std::vector<double> x = rope.rotated(d, static_cast<double>(at.position), [&](int64_t c) {
-        return element(q, {at.b, at.h, at.i, c});
-      });
-      const std::vector<double> y =
-          rope.rotated(d, static_cast<double>(key), [&](int64_t c) { return at.keys.k(j, c); });
-      double s = 0;
-      for (size_t c = 0; c < x.size(); ++c) s += x[c] * y[c];
-      s *= scale_of(o_.scale, d);
-      const double slope = slopes.data ? element(slopes, {at.h}) : 1;
-      if (!o_.added) return s / (1 + slope * static_cast<double>(distance));
-      double series = 0;
-      for (int64_t n = 1; n <= distance; ++n) series += 1 / static_cast<double>(n);
-      return s - slope * series;
-    });
+    Rotated rotated(o_.rope, in);
+    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) { return score(in, rotated, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    Rotated rotated(o_.rope, in);
+    rotated.backward(
+        grad_out, grad_in, o_.causal, [&](const Query& at, int64_t j) { return score(in, rotated, at, j); },
+        [&](const Query& at, int64_t j) { return scale_of(o_.scale, required(in, "q").shape[3]) * factor(in, at, j); });
   }
 
  private:
+  static int64_t distance(const Query& at, int64_t j) { return std::abs(at.position - at.keys.position(j)); }
+  static double slope(const Tensors& in, const Query& at) {
+    const View slopes = optional(in, "slopes");
+    return slopes.data ? element(slopes, {at.h}) : 1;
+  }
+  double factor(const Tensors& in, const Query& at, int64_t j) const {
+    return o_.added ? 1 : 1 / (1 + slope(in, at) * static_cast<double>(distance(at, j)));
+  }
+
+  double score(const Tensors& in, Rotated& rotated, const Query& at, int64_t j) const {
+    double series = 0;
+    for (int64_t n = 1; o_.added && n <= distance(at, j); ++n) series += 1 / static_cast<double>(n);
+    return scale_of(o_.scale, required(in, "q").shape[3]) * rotated.dot(at, j) * factor(in, at, j) -
+           slope(in, at) * series;
+  }
+
   HarmonicOptions o_;
 };
 

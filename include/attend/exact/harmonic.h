@@ -25,4 +25,9 @@ namespace attend {
 void harmonic_attention(const Qkv& in, const View& slopes, const HarmonicOptions& options, const AttnOut& out,
                         Context& context, const RopeAngles* angles = nullptr);
 
+// As rope_attention_backward. Slopes have no gradient.
+void harmonic_attention_backward(const Qkv& in, const View& slopes, const HarmonicOptions& options,
+                                 const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
+                                 Context& context, const RopeAngles* angles = nullptr);
+
 }  // namespace attend
