@@ -75,8 +75,9 @@ TEST(QuantisedKeys, GiveTheBitsOfTheSameNumbersInF32) {
   for (const Shape& s : shapes)
     for (DType k_type : {DType::kQ8_0, DType::kQ4_0, DType::kF32})
       for (DType v_type : {DType::kQ8_0, DType::kQ4_0, DType::kF32})
-        for (const Compute compute : {Compute::kF32, Compute::kBF16})
+        for (int compute_index = 0; compute_index < kComputeCount; ++compute_index)
           for (Isa isa : test::usable_isas()) {
+            const Compute compute = static_cast<Compute>(compute_index);
             SCOPED_TRACE(fmt::format("{} {}: Hq {} Hkv {} Tq {} Tk {} D {} Dv {} {} {}", name_of(k_type),
                                      name_of(v_type), s.hq, s.hkv, s.tq, s.tk, s.d, s.dv, name_of(isa),
                                      name_of(compute)));
