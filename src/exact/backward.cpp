@@ -256,6 +256,7 @@ class Backward {
                  .given_inverse = nullptr,
                  .final_hook = nullptr,
                  .sums_only = false,
+                 .column_sums = nullptr,
                  .max = nullptr,
                  .sum = nullptr,
                  .acc = nullptr,

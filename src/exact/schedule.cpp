@@ -8,49 +8,33 @@
 #include "attend/simd/split.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
-#include "exact/mask_rows.h"
-#include "exact/workspace.h"
+#include "exact/block_jobs.h"
 
 namespace attend::exact {
 namespace {
-
-// Rows of a block share one packed copy of each split's keys: so many that packing takes below a tenth of the products,
-// in whole groups of 6.
-constexpr int64_t block_rows(Compute compute) {
-  if (compute == Compute::kF32) return 144;
-  return compute == Compute::kBF16 ? 288 : 432;
-}
-constexpr int64_t kGroupRows = 6;
 
 class Scheduler {
  public:
   Scheduler(const Problem& problem, KeyRange range, const Destination& to, Context& context)
       : p_(problem),
-        range_(range),
         to_(to),
         context_(context),
         kernels_(split_kernels(active_isa(context))),
-        stride_(padded_dv(problem.dv)) {
-    tokens_ = std::max<int64_t>(1, block_rows(p_.options.compute) / p_.group / kGroupRows) * kGroupRows;
-    tokens_ = std::min(tokens_, std::max<int64_t>(1, p_.queries));
-  }
+        jobs_(problem, range, kernels_),
+        stride_(padded_dv(problem.dv)) {}
 
   void run() {
     if (p_.queries == 0 || p_.batch == 0 || p_.heads == 0) return;
     // Later queries see more keys under a causal rule: the largest blocks first.
-    for (int64_t first = (p_.queries - 1) / tokens_ * tokens_; first >= 0; first -= tokens_)
+    const int64_t tokens = jobs_.tokens();
+    for (int64_t first = (p_.queries - 1) / tokens * tokens; first >= 0; first -= tokens)
       for (int64_t b = 0; b < p_.batch; ++b)
         for (int64_t h = 0; h < p_.kv_heads; ++h)
-          blocks_.push_back({b, h, first, std::min(tokens_, p_.queries - first)});
+          blocks_.push_back({b, h, first, std::min(tokens, p_.queries - first)});
     const int threads = context_.threads;
     // One for each thread, one for partials that threads share.
     if (static_cast<int>(context_.scratch.size()) <= threads) context_.scratch.resize(static_cast<size_t>(threads) + 1);
-    const int64_t bytes = Workspace{}.carve(nullptr, tokens_, p_.group, p_.d, p_.dv);
-    for (int t = 0; t < threads; ++t) {
-      Workspace w;
-      w.carve(context_.scratch[static_cast<size_t>(t)].reserve(bytes), tokens_, p_.group, p_.d, p_.dv);
-      workspaces_.push_back(w);
-    }
+    for (int t = 0; t < threads; ++t) workspaces_.push_back(jobs_.workspace(context_.scratch[static_cast<size_t>(t)]));
     if (threads > 1 && shares_splits()) {
       run_by_splits();
     } else {
@@ -73,9 +57,9 @@ class Scheduler {
     std::vector<std::pair<int64_t, Block>> by_work;
     int64_t total = 0, largest = 0, rows = 0;
     for (const Block& block : blocks_) {
-      find_slots(block, workspaces_[0]);
+      jobs_.find_slots(block, workspaces_[0]);
       int64_t splits = 0;
-      each_split(block, workspaces_[0], [&](const Split&) { ++splits; });
+      jobs_.each_split(block, workspaces_[0], [&](const Split&) { ++splits; });
       by_work.emplace_back(splits, block);
       total += splits;
       rows += splits * block.tokens * p_.group;
@@ -102,7 +86,7 @@ class Scheduler {
       if (context_.stop.stop_requested()) return;
       const Block& block = blocks_[static_cast<size_t>(i)];
       Workspace& w = workspaces_[static_cast<size_t>(worker)];
-      prepare(block, w);
+      jobs_.prepare(block, w);
       const PartialRows whole{w.max, w.sum, w.acc, stride_};
       const Given given{w.given_max, w.given_inverse};
       if (two_passes()) {
@@ -118,7 +102,7 @@ class Scheduler {
     const PartialRows part{w.split_max, w.split_sum, w.split_acc, stride_};
     const int64_t rows = block.tokens * p_.group;
     bool first = true;
-    each_split(block, w, [&](const Split& split) {
+    jobs_.each_split(block, w, [&](const Split& split) {
       attend(block, w, split, first ? whole : part, pass, given);
       if (!first) kernels_.fold(whole, part, rows, p_.dv);
       first = false;
@@ -140,8 +124,8 @@ class Scheduler {
     for (size_t i = 0; i < blocks_.size(); ++i) {
       first_row[i] = block_rows;
       block_rows += blocks_[i].tokens * p_.group;
-      find_slots(blocks_[i], workspaces_[0]);
-      each_split(blocks_[i], workspaces_[0], [&](const Split& split) {
+      jobs_.find_slots(blocks_[i], workspaces_[0]);
+      jobs_.each_split(blocks_[i], workspaces_[0], [&](const Split& split) {
         tasks.push_back({static_cast<int64_t>(i), split, rows});
         rows += blocks_[i].tokens * p_.group;
       });
@@ -167,7 +151,7 @@ class Scheduler {
         Workspace& w = workspaces_[static_cast<size_t>(worker)];
         const Task& task = tasks[static_cast<size_t>(i)];
         const Block& block = blocks_[static_cast<size_t>(task.block)];
-        if (prepared[static_cast<size_t>(worker)] != task.block) prepare(block, w);
+        if (prepared[static_cast<size_t>(worker)] != task.block) jobs_.prepare(block, w);
         prepared[static_cast<size_t>(worker)] = task.block;
         attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
       });
@@ -195,128 +179,19 @@ class Scheduler {
     pass_over(two_passes() ? Pass::kSecond : Pass::kOnly);
   }
 
-  const Keys& keys(const Block& block) const {
-    return p_.keys[static_cast<size_t>(block.batch * p_.kv_heads + block.kv_head)];
-  }
-
-  void find_slots(const Block& block, Workspace& w) const {
-    const Keys& k = keys(block);
-    auto to_slots = [&](KeyRange r) {
-      r = clip(r, range_);
-      return r.begin < r.end ? KeyRange{k.lower_slot(r.begin), k.lower_slot(r.end)} : KeyRange{};
-    };
-    for (int64_t t = 0; t < block.tokens; ++t) {
-      const int64_t position = p_.position(block.batch, block.first + t);
-      const Visible seen = visible_from(position, p_.options, p_.document(block.batch, position));
-      w.slots[t] = {to_slots(seen.a), to_slots(seen.b)};
-      w.q_position[t] = static_cast<int32_t>(position);
-    }
-  }
-
-  void prepare(const Block& block, Workspace& w) const {
-    find_slots(block, w);
-    const float scale = p_.options.compute == Compute::kF32 ? p_.scale : 1.0f;
-    for (int64_t g = 0; g < p_.group; ++g)
-      for (int64_t t = 0; t < block.tokens; ++t) {
-        const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
-        kernels_.scale(from, p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
-      }
-  }
-
-  // Splits of which some query of the block sees a key, ascending.
-  template <class F>
-  void each_split(const Block& block, const Workspace& w, F f) const {
-    const Keys& k = keys(block);
-    KeyRange a{kNoEnd, 0}, b{kNoEnd, 0};
-    auto widen = [](KeyRange& hull, KeyRange r) {
-      if (r.begin < r.end) hull = {std::min(hull.begin, r.begin), std::max(hull.end, r.end)};
-    };
-    for (int64_t t = 0; t < block.tokens; ++t) widen(a, w.slots[t].a), widen(b, w.slots[t].b);
-    int64_t slot = std::min(a.begin, b.begin);
-    const int64_t end = std::max(a.end, b.end);
-    while (slot < end) {
-      const int64_t split = k.position(slot) / kSplitPositions;
-      const int64_t first = k.lower_slot(split * kSplitPositions), last = k.lower_slot((split + 1) * kSplitPositions);
-      if (((a.begin < last && first < a.end) || (b.begin < last && first < b.end)) && mask_reaches(block, w, split))
-        f(Split{first, static_cast<int>(last - first)});
-      slot = last;
-      if (slot >= a.end && slot < b.begin && b.begin < b.end) slot = b.begin;
-    }
-  }
-
-  const BlockMask* mask() const { return p_.variant.mask; }
-  int64_t mask_heads() const { return mask()->sizes().heads == 1 ? 1 : p_.group; }
-
-  bool mask_reaches(const Block& block, const Workspace& w, int64_t split) const {
-    for (int64_t g = 0; mask() && g < mask_heads(); ++g)
-      if (exact::mask_reaches(*mask(), block.batch, block.kv_head * p_.group + g,
-                              {w.q_position, static_cast<size_t>(block.tokens)}, split * kSplitPositions,
-                              (split + 1) * kSplitPositions))
-        return true;
-    return !mask();
-  }
-
-  void gather_mask(const Block& block, Workspace& w, const Split& split) const {
-    for (int64_t g = 0; g < mask_heads(); ++g)
-      for (int64_t t = 0; t < block.tokens; ++t)
-        gather_mask_row(*mask(), keys(block), split, block.batch, block.kv_head * p_.group + g, w.q_position[t],
-                        w.mask + (g * block.tokens + t) * kMaskWords);
-  }
-
   void attend(const Block& block, Workspace& w, const Split& split, const PartialRows& to, Pass pass,
               const Given& given) const {
-    const Keys& k = keys(block);
-    auto columns = [&](KeyRange r, int32_t& begin, int32_t& end) {
-      begin = static_cast<int32_t>(std::clamp<int64_t>(r.begin - split.first_slot, 0, split.cols));
-      end = static_cast<int32_t>(std::clamp<int64_t>(r.end - split.first_slot, 0, split.cols));
-    };
-    for (int64_t t = 0; t < block.tokens; ++t) {
-      columns(w.slots[t].a, w.visible[t].a0, w.visible[t].a1);
-      columns(w.slots[t].b, w.visible[t].b0, w.visible[t].b1);
+    SplitJob job = jobs_.job(block, w, split);
+    if (pass == Pass::kSecond) {
+      if (p_.softmax()) job.given_max = given.max;
+      job.given_inverse = given.inverse;
+      job.final_hook = p_.variant.final_weight;
     }
-    if (mask()) gather_mask(block, w, split);
-    const int64_t head = block.kv_head * p_.group;
-    const float* bias = nullptr;
-    if (p_.bias.data) bias = p_.bias.at<float>({block.batch, head, block.first, split.first_slot});
-    const SplitJob job{
-        .q = w.q,
-        .compute = p_.options.compute,
-        .score_scale = p_.scale,
-        .heads = static_cast<int>(p_.group),
-        .tokens = static_cast<int>(block.tokens),
-        .d = static_cast<int>(p_.d),
-        .dv = static_cast<int>(p_.dv),
-        .q_position = w.q_position,
-        .runs = k.runs(),
-        .k_type = k.k_type(),
-        .v_type = k.v_type(),
-        .first_slot = split.first_slot,
-        .cols = split.cols,
-        .k_position = k.positions(split.first_slot),
-        .first_position = split.first_slot,
-        .visible = w.visible,
-        .mask = mask() ? w.mask : nullptr,
-        .mask_head_stride = mask() && mask_heads() > 1 ? block.tokens * kMaskWords : 0,
-        .softcap = p_.softcap,
-        .bias = bias,
-        .bias_head_stride = p_.bias.stride[1],
-        .bias_token_stride = p_.bias.stride[2],
-        .bias_col_stride = p_.bias.stride[3],
-        .hook = p_.variant.score,
-        .batch = static_cast<int>(block.batch),
-        .first_head = static_cast<int>(head),
-        .normalizer = p_.variant.normalizer,
-        .weight = p_.variant.weight,
-        .given_max = pass == Pass::kSecond && p_.softmax() ? given.max : nullptr,
-        .given_inverse = pass == Pass::kSecond ? given.inverse : nullptr,
-        .final_hook = pass == Pass::kSecond ? p_.variant.final_weight : nullptr,
-        .sums_only = pass == Pass::kFirst || (to_.out && !to_.out->out.data),
-        .max = to.max,
-        .sum = to.sum,
-        .acc = to.acc,
-        .acc_stride = to.acc_stride,
-        .scratch = w.split,
-    };
+    job.sums_only = pass == Pass::kFirst || (to_.out && !to_.out->out.data);
+    job.max = to.max;
+    job.sum = to.sum;
+    job.acc = to.acc;
+    job.acc_stride = to.acc_stride;
     kernels_.attend(job);
   }
 
@@ -372,11 +247,11 @@ class Scheduler {
   }
 
   const Problem& p_;
-  KeyRange range_;
   const Destination& to_;
   Context& context_;
   const SplitKernels& kernels_;
-  int64_t stride_, tokens_;
+  BlockJobs jobs_;
+  int64_t stride_;
   std::vector<Block> blocks_;
   std::vector<Workspace> workspaces_;
 };

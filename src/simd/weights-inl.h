@@ -52,6 +52,7 @@ class RowWeights {
       job_.sum[row] = sum_of(s, spans);
     }
     job_.max[row] = empty ? kNegInf : !softmax || job_.given_max ? 0.0f : max;
+    if (job_.column_sums) add_to(job_.column_sums + row / job_.tokens * kStripCols, s, spans);
   }
 
   void run_on_weights(const Hook& hook, int row, float* p, const Spans& all) {
@@ -205,6 +206,13 @@ class RowWeights {
         hn::StoreU(hn::IfThenElse(hidden, hn::Set(d, -0.0f), after), d, s + c);
       }
     }
+  }
+
+  static void add_to(float* sums, const float* p, const Spans& spans) {
+    const F32 d;
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+        hn::StoreU(hn::Add(hn::LoadU(d, sums + c), hn::LoadU(d, p + c)), d, sums + c);
   }
 
   static void scale(float* s, const Spans& spans, float factor) {

@@ -62,6 +62,9 @@ struct SplitJob {
   const float *given_max, *given_inverse;
   const Hook* final_hook;
   bool sums_only;  // acc is not computed
+  // Weights of the rows are added to column_sums[head * kSplitPositions + column], in ascending order of rows; null:
+  // none. In units of what normalises them, so in a second pass.
+  float* column_sums;
 
   // Results, one row after another; acc rows are padded to a multiple of 16.
   float *max, *sum, *acc;

@@ -1,0 +1,131 @@
+#include "exact/block_jobs.h"
+
+namespace attend::exact {
+namespace {
+
+// Rows of a block share one packed copy of each split's keys: so many that packing takes below a tenth of the products,
+// in whole groups of 6.
+constexpr int64_t block_rows(Compute compute) {
+  if (compute == Compute::kF32) return 144;
+  return compute == Compute::kBF16 ? 288 : 432;
+}
+constexpr int64_t kGroupRows = 6;
+
+}  // namespace
+
+BlockJobs::BlockJobs(const Problem& problem, KeyRange range, const SplitKernels& kernels)
+    : p_(problem), range_(range), kernels_(kernels) {
+  tokens_ = std::max<int64_t>(1, block_rows(p_.options.compute) / p_.group / kGroupRows) * kGroupRows;
+  tokens_ = std::min(tokens_, std::max<int64_t>(1, p_.queries));
+}
+
+Workspace BlockJobs::workspace(Scratch& scratch) const {
+  Workspace w;
+  w.carve(scratch.reserve(Workspace{}.carve(nullptr, tokens_, p_.group, p_.d, p_.dv)), tokens_, p_.group, p_.d, p_.dv);
+  return w;
+}
+
+void BlockJobs::find_slots(const Block& block, Workspace& w) const {
+  const Keys& k = keys(block);
+  auto to_slots = [&](KeyRange r) {
+    r = clip(r, range_);
+    return r.begin < r.end ? KeyRange{k.lower_slot(r.begin), k.lower_slot(r.end)} : KeyRange{};
+  };
+  for (int64_t t = 0; t < block.tokens; ++t) {
+    const int64_t position = p_.position(block.batch, block.first + t);
+    const Visible seen = visible_from(position, p_.options, p_.document(block.batch, position));
+    w.slots[t] = {to_slots(seen.a), to_slots(seen.b)};
+    w.q_position[t] = static_cast<int32_t>(position);
+  }
+}
+
+void BlockJobs::prepare(const Block& block, Workspace& w) const {
+  find_slots(block, w);
+  const float scale = p_.options.compute == Compute::kF32 ? p_.scale : 1.0f;
+  for (int64_t g = 0; g < p_.group; ++g)
+    for (int64_t t = 0; t < block.tokens; ++t) {
+      const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
+      kernels_.scale(from, p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
+    }
+}
+
+bool BlockJobs::reaches(const Block& block, const Workspace& w, const Split& split) const {
+  const int64_t end = split.first_slot + split.cols;
+  auto meets = [&](KeyRange r) { return r.begin < r.end && r.begin < end && split.first_slot < r.end; };
+  return std::any_of(w.slots, w.slots + block.tokens, [&](const SlotRanges& s) { return meets(s.a) || meets(s.b); }) &&
+         mask_reaches(block, w, keys(block).position(split.first_slot) / kSplitPositions);
+}
+
+bool BlockJobs::mask_reaches(const Block& block, const Workspace& w, int64_t split) const {
+  for (int64_t g = 0; mask() && g < mask_heads(); ++g)
+    if (exact::mask_reaches(*mask(), block.batch, block.kv_head * p_.group + g,
+                            {w.q_position, static_cast<size_t>(block.tokens)}, split * kSplitPositions,
+                            (split + 1) * kSplitPositions))
+      return true;
+  return !mask();
+}
+
+void BlockJobs::gather_mask(const Block& block, Workspace& w, const Split& split) const {
+  for (int64_t g = 0; g < mask_heads(); ++g)
+    for (int64_t t = 0; t < block.tokens; ++t)
+      gather_mask_row(*mask(), keys(block), split, block.batch, block.kv_head * p_.group + g, w.q_position[t],
+                      w.mask + (g * block.tokens + t) * kMaskWords);
+}
+
+SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) const {
+  const Keys& k = keys(block);
+  auto columns = [&](KeyRange r, int32_t& begin, int32_t& end) {
+    begin = static_cast<int32_t>(std::clamp<int64_t>(r.begin - split.first_slot, 0, split.cols));
+    end = static_cast<int32_t>(std::clamp<int64_t>(r.end - split.first_slot, 0, split.cols));
+  };
+  for (int64_t t = 0; t < block.tokens; ++t) {
+    columns(w.slots[t].a, w.visible[t].a0, w.visible[t].a1);
+    columns(w.slots[t].b, w.visible[t].b0, w.visible[t].b1);
+  }
+  if (mask()) gather_mask(block, w, split);
+  const int64_t head = block.kv_head * p_.group;
+  const float* bias = nullptr;
+  if (p_.bias.data) bias = p_.bias.at<float>({block.batch, head, block.first, split.first_slot});
+  return {
+      .q = w.q,
+      .compute = p_.options.compute,
+      .score_scale = p_.scale,
+      .heads = static_cast<int>(p_.group),
+      .tokens = static_cast<int>(block.tokens),
+      .d = static_cast<int>(p_.d),
+      .dv = static_cast<int>(p_.dv),
+      .q_position = w.q_position,
+      .runs = k.runs(),
+      .k_type = k.k_type(),
+      .v_type = k.v_type(),
+      .first_slot = split.first_slot,
+      .cols = split.cols,
+      .k_position = k.positions(split.first_slot),
+      .first_position = split.first_slot,
+      .visible = w.visible,
+      .mask = mask() ? w.mask : nullptr,
+      .mask_head_stride = mask() && mask_heads() > 1 ? block.tokens * kMaskWords : 0,
+      .softcap = p_.softcap,
+      .bias = bias,
+      .bias_head_stride = p_.bias.stride[1],
+      .bias_token_stride = p_.bias.stride[2],
+      .bias_col_stride = p_.bias.stride[3],
+      .hook = p_.variant.score,
+      .batch = static_cast<int>(block.batch),
+      .first_head = static_cast<int>(head),
+      .normalizer = p_.variant.normalizer,
+      .weight = p_.variant.weight,
+      .given_max = nullptr,
+      .given_inverse = nullptr,
+      .final_hook = nullptr,
+      .sums_only = false,
+      .column_sums = nullptr,
+      .max = nullptr,
+      .sum = nullptr,
+      .acc = nullptr,
+      .acc_stride = 0,
+      .scratch = w.split,
+  };
+}
+
+}  // namespace attend::exact
