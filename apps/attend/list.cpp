@@ -22,6 +22,7 @@ Json papers_json(const Entry& entry) {
 Json summary_json(const Entry& entry) {
   return {{"name", entry.name},
           {"kind", name_of(entry.kind)},
+          {"aliases", entry.aliases},
           {"room", entry.room},
           {"summary", entry.summary},
           {"papers", papers_json(entry)},
@@ -147,6 +148,7 @@ void print_entry(const Entry& entry) {
   auto field = [](std::string_view name, std::string_view text) {
     if (!text.empty()) fmt::print("  {:<10} {}\n", name, text);
   };
+  field("also", fmt::format("{}", fmt::join(entry.aliases, ", ")));
   field("exact for", entry.traits.exact_for);
   if (entry.kind == Kind::kMechanism) field("same bits", same_bits_text(entry.traits.same_bits));
   field("forms", fmt::format("{}", fmt::join(entry.traits.forms, ", ")));

@@ -1,6 +1,7 @@
 // The registry's entry for softmax attention: options, ports, and the operator that calls the typed function.
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/register.h"
+#include "attend/exact/weight_sums.h"
 #include "attend/reference/softmax.h"
 #include "exact/entries.h"
 #include "exact/problem.h"
@@ -42,6 +43,12 @@ class Softmax : public AttentionOperator {
                              array(grad_in, "sink_logits")};
     softmax_attention_backward(inputs(in, 0), options_, {array(out, "out"), array(out, "lse")},
                                {array(grad_out, "out"), array(grad_out, "lse")}, gradients, context);
+  }
+
+  bool gives_weights() const override { return true; }
+  void add_weight_sums(const Tensors& in, const View& lse, std::span<float* const> sums,
+                       Context& context) const override {
+    attend::add_weight_sums(inputs(in, 0), options_, lse, sums, context);
   }
 
   std::vector<KeyRange> needed_from(int64_t position) const override {

@@ -42,8 +42,11 @@ std::vector<Task> tasks_of(const exact::Problem& p) {
 
 }  // namespace
 
-void add_weight_sums(const Qkv& in, const SoftmaxOptions& options, const View& lse, std::span<float* const> sums,
+void add_weight_sums(const Qkv& qkv, const SoftmaxOptions& options, const View& lse, std::span<float* const> sums,
                      Context& context, const Variant& variant) {
+  Qkv in = qkv;
+  // Values are not read: any width that their rows may have.
+  if (!in.keys.empty()) in.dv = is_quantised(in.keys.front().v_type) ? kQuantisedBlock : 1;
   const exact::Problem p = exact::check(in, options, kOp, variant);
   if (!p.softmax() || variant.final_weight)
     throw Error(ErrorKind::kArgument, kOp, "variant", "", "must be a softmax of one pass");

@@ -1,4 +1,5 @@
 // The entries of this room.
+#include "kv/entries.h"
 #include "attend/kv/codec.h"
 #include "attend/kv/register.h"
 #include "attend/kv/store.h"
@@ -107,6 +108,10 @@ constexpr Entry kEntries[] = {
 
 void register_kv(Registry& registry) {
   for (const Entry& entry : kEntries) registry.add(entry);
+  register_allocators(registry);
+  register_norm_retentions(registry);
+  register_weight_retentions(registry);
+  register_window_retentions(registry);
 }
 
 }  // namespace attend

@@ -1,15 +1,19 @@
 #include "attend/kv/retention.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
+
+#include "attend/simd/dense.h"
 
 namespace attend {
 namespace {
 
 struct KeepAll : Retention {
   int64_t stride() const override { return 1; }
-  void choose(const KeyView& keys, int64_t, std::vector<int64_t>& slots) const override {
-    slots.resize(static_cast<size_t>(keys.count()));
+  void choose(const Held& held, std::vector<int64_t>& slots) const override {
+    slots.resize(static_cast<size_t>(held.keys.count()));
     std::iota(slots.begin(), slots.end(), int64_t{0});
   }
   bool lossless() const override { return true; }
@@ -19,10 +23,10 @@ struct Implied : Retention {
   explicit Implied(const Operator& op) : mechanism(op) {}
 
   int64_t stride() const override { return 1; }
-  void choose(const KeyView& keys, int64_t next_position, std::vector<int64_t>& slots) const override {
+  void choose(const Held& held, std::vector<int64_t>& slots) const override {
     slots.clear();
-    for (const KeyRange& range : mechanism.needed_from(next_position)) {
-      const KeyRange in = slots_in(keys, range);
+    for (const KeyRange& range : mechanism.needed_from(held.next_position)) {
+      const KeyRange in = slots_in(held.keys, range);
       for (int64_t slot = in.begin; slot < in.end; ++slot) slots.push_back(slot);
     }
   }
@@ -30,6 +34,15 @@ struct Implied : Retention {
 
   const Operator& mechanism;
 };
+
+// f(run, first row of it, rows, rows before them) for the parts of runs that hold slots [first, first + count).
+template <class F>
+void each_part(const KeyView& keys, int64_t first, int64_t count, F f) {
+  for (const KeyRun& run : keys.runs) {
+    const int64_t begin = std::max(first, run.first_slot), end = std::min(first + count, run.first_slot + run.count);
+    if (begin < end) f(run, begin - run.first_slot, end - begin, begin - first);
+  }
+}
 
 }  // namespace
 
@@ -42,6 +55,52 @@ KeyRange slots_in(const KeyView& keys, const KeyRange& range) {
   };
   const int64_t begin = slot_of(range.begin);
   return {begin, std::max(begin, slot_of(range.end))};
+}
+
+void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
+  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
+    const auto* from = static_cast<const std::byte*>(run.k) + row * run.k_stride * size_of(keys.k_type);
+    dense_kernels(isa).widen(keys.k_type, from, run.k_stride, rows, width, to + before * width, width);
+  });
+}
+
+void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
+  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
+    const auto* from = static_cast<const std::byte*>(run.v) + row * run.v_stride * size_of(keys.v_type);
+    dense_kernels(isa).widen(keys.v_type, from, run.v_stride, rows, width, to + before * width, width);
+  });
+}
+
+void keep_best(std::span<const float> scores, int64_t budget, std::vector<int64_t>& slots) {
+  const int64_t n = static_cast<int64_t>(scores.size()), kept = std::clamp<int64_t>(budget, 0, n);
+  slots.resize(scores.size());
+  std::iota(slots.begin(), slots.end(), int64_t{0});
+  if (kept == n) return;
+  auto value = [&](int64_t slot) {
+    const float s = scores[static_cast<size_t>(slot)];
+    return std::isnan(s) ? -std::numeric_limits<float>::infinity() : s;
+  };
+  std::nth_element(slots.begin(), slots.begin() + kept, slots.end(), [&](int64_t a, int64_t b) {
+    const float x = value(a), y = value(b);
+    return x != y ? x > y : a > b;
+  });
+  slots.resize(static_cast<size_t>(kept));
+  std::sort(slots.begin(), slots.end());
+}
+
+void Ranking::rank(const Held& held, std::vector<float>& scores) const {
+  scores.resize(static_cast<size_t>(held.keys.count()));
+  score(held, scores);
+  const KeyRange recent = slots_in(held.keys, {std::max<int64_t>(0, held.next_position - options_.recent), kNoEnd});
+  std::fill(scores.begin() + recent.begin, scores.end(), std::numeric_limits<float>::max());
+  const KeyRange sinks = slots_in(held.keys, {0, options_.sinks});
+  std::fill_n(scores.begin(), sinks.end, std::numeric_limits<float>::infinity());
+}
+
+void Ranking::choose(const Held& held, std::vector<int64_t>& slots) const {
+  std::vector<float> scores;
+  rank(held, scores);
+  keep_best(scores, options_.budget, slots);
 }
 
 std::unique_ptr<Retention> make_keep_all() {

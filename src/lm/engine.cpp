@@ -6,14 +6,13 @@
 #include <limits>
 
 #include "attend/kv/codec.h"
+#include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
 #include "executor.h"
+#include "retainer.h"
 
 namespace attend {
 namespace {
-
-// Lossless retentions act once this many tokens have passed: keys are then moved rarely, and little is held in vain.
-constexpr int64_t kRetainEvery = 32;
 
 bool has_option(const Entry& entry, std::string_view name) {
   return std::any_of(entry.options.begin(), entry.options.end(), [&](const Option& o) { return o.name == name; });
@@ -81,11 +80,6 @@ std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer
   return registry.make<Operator>(spec);
 }
 
-bool sees_everything(const Operator& mechanism) {
-  const std::vector<KeyRange> needed = mechanism.needed_from(std::numeric_limits<int32_t>::max());
-  return needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
-}
-
 }  // namespace
 
 Policy model_policy(std::string_view text, ComputeMode compute, const Registry& registry) {
@@ -109,10 +103,9 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                  int64_t context)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
-  for (Kind kind : {Kind::kSelector, Kind::kPlan, Kind::kAllocator})
-    if (policy[kind])
-      throw Error(ErrorKind::kUnsupported, "policy", policy[kind]->name, "",
-                  fmt::format("a {} can't run in a model yet", name_of(kind)));
+  if (policy[Kind::kSelector])
+    throw Error(ErrorKind::kUnsupported, "policy", policy[Kind::kSelector]->name, "",
+                "a selector can't run in a model yet");
   const AttentionLayer& first = graph.layers.front();
   const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
   store_ = registry.make<StoreFactory>(*policy[Kind::kStore])
@@ -133,17 +126,13 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
       mechanisms_.push_back(std::move(mechanism));
     }
     layers_.push_back(mechanisms_[index].get());
-    implied_.push_back(sees_everything(*layers_.back()) ? nullptr : make_implied_retention(*layers_.back()));
   }
   // A mechanism with positions of its own may read beyond what the model was trained on.
   const bool turned = std::all_of(layers_.begin(), layers_.end(), [](const Operator* o) { return o->turns(); });
   if (context < 0 || (limit_ > graph.context && !turned))
     throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
                 fmt::format("must be at most the model's {} tokens", graph.context));
-  if (policy[Kind::kRetention]) {
-    retention_ = registry.make<Retention>(*policy[Kind::kRetention]);
-    if (!retention_->lossless()) stride_ = retention_->stride();
-  }
+  retainer_ = std::make_unique<Retainer>(graph, policy, registry, layers_);
   executor_ = std::make_unique<Executor>(*model_, limit_);
 }
 
@@ -168,7 +157,7 @@ void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, 
   const int64_t rows = static_cast<int64_t>(ids.size());
   const int64_t wanted = outputs == Outputs::kAll ? rows : outputs == Outputs::kLast ? 1 : 0;
   last_ = {};
-  const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, context);
+  const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, *retainer_, context);
   position_ += rows;
   if (wanted == 0) return;
   const int64_t vocabulary = model_->graph().vocabulary, width = hidden.shape[1];
@@ -191,48 +180,31 @@ void Session::prefill(std::span<const int32_t> ids, int64_t chunk, Outputs outpu
   check(ids);
   const int64_t total = static_cast<int64_t>(ids.size());
   for (int64_t done = 0; done < total;) {
-    int64_t n = std::min(chunk, total - done);
-    if (stride_ > 0) n = std::min(n, stride_ - position_ % stride_);
+    const int64_t act = std::min(retainer_->next_act(position_), position_ + total - done);
+    const int64_t n = std::min(chunk, act - position_);
+    retainer_->expect_act(act);
     const bool last = done + n == total;
     run(ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n)), done,
         outputs == Outputs::kLast && !last ? Outputs::kNone : outputs, sink, context);
     done += n;
-    retain(last);
+    retainer_->act(*store_, position_, last, active_isa(context));
     if (context.progress) context.progress->update("reading", done, total);
   }
 }
 
 std::span<const float> Session::decode(int32_t id, Context& context) {
   check({&id, 1});
+  retainer_->expect_act(retainer_->next_act(position_));
   run({&id, 1}, 0, Outputs::kLast, nullptr, context);
-  retain(false);
+  retainer_->act(*store_, position_, false, active_isa(context));
   return last_;
-}
-
-void Session::retain(bool prompt_end) {
-  const bool own = stride_ > 0 && (prompt_end || position_ % stride_ == 0);
-  const bool lossless = prompt_end || position_ - retained_at_ >= kRetainEvery;
-  if (!own && !lossless) return;
-  if (lossless) retained_at_ = position_;
-  std::vector<int64_t> slots;
-  auto act = [&](const Retention& retention, int layer) {
-    for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h) {
-      const KeyView keys = store_->keys(layer, h);
-      retention.choose(keys, position_, slots);
-      if (static_cast<int64_t>(slots.size()) != keys.count()) store_->keep(layer, h, slots);
-    }
-  };
-  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
-    if (const Retention* implied = implied_[static_cast<size_t>(layer)].get(); implied && lossless)
-      act(*implied, layer);
-    if (retention_ && (own || (stride_ == 0 && lossless))) act(*retention_, layer);
-  }
 }
 
 void Session::clear() {
   store_->clear();
   last_ = {};
-  position_ = retained_at_ = 0;
+  position_ = 0;
+  retainer_->clear();
 }
 
 int64_t Session::bytes_read_next() const {

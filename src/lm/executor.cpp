@@ -27,6 +27,7 @@ struct Executor::Step {
   int64_t rows, wanted;
   Store& store;
   std::span<const Operator* const> mechanisms;
+  Retainer& retainer;
   const RowOps& ops;
   Context& context;
 };
@@ -54,12 +55,12 @@ void Executor::reserve(int64_t rows) {
 }
 
 View Executor::run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
-                   std::span<const Operator* const> mechanisms, Context& context) {
+                   std::span<const Operator* const> mechanisms, Retainer& retainer, Context& context) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   reserve(rows);
   positions_.resize(ids.size());
   std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(first));
-  Step step{ids, rows, wanted, store, mechanisms, row_ops(active_isa(context)), context};
+  Step step{ids, rows, wanted, store, mechanisms, retainer, row_ops(active_isa(context)), context};
   for (size_t r = 0; r < cosine_.size(); ++r)
     model_.rotary(static_cast<int>(r), context_)
         .fill(first, rows, step.ops, cosine_[r].as<float>(), sine_[r].as<float>());
@@ -136,8 +137,30 @@ void Executor::run(const op::Attend& o, Step& step) {
   const Tensors in = {{"q", batch_of_one(by_head(o.q, layer.heads, layer.d))},
                       {"k", std::span<const KeyView>(keys_)},
                       {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
-  const Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
+  Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
+  const bool observed = step.retainer.observed_from(o.layer) <= positions_.back();
+  if (observed) {
+    lse_.resize(static_cast<size_t>(layer.heads * step.rows));
+    out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
+  }
   mechanism.forward(in, out, Form::kAny, step.context);
+  if (observed) observe(o, in, step);
+}
+
+void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
+  const int64_t heads = model_.graph().layers[static_cast<size_t>(o.layer)].heads;
+  const int64_t first = std::max<int64_t>(0, step.retainer.observed_from(o.layer) - positions_.front());
+  auto from_first = [&](View view, int axis) {
+    view.data = view.as<float>() + first * view.stride[axis];
+    view.shape[axis] -= first;
+    return view;
+  };
+  Tensors observed = in;
+  observed["q"] = from_first(std::get<View>(in.at("q")), 2);
+  observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
+  const View lse = from_first(dense_view(lse_.data(), DType::kF32, {1, heads, step.rows}), 2);
+  step.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(observed, lse, step.retainer.places(o.layer, keys_),
+                                                                 step.context);
 }
 
 void Executor::run(const op::Gate& o, Step& step) {

@@ -7,6 +7,7 @@
 #include "attend/lm/model.h"
 #include "attend/simd/row_ops.h"
 #include "attend/tensor/operator.h"
+#include "retainer.h"
 
 namespace attend {
 
@@ -15,10 +16,11 @@ class Executor {
   // For texts of at most `context` tokens.
   Executor(const LanguageModel& model, int64_t context);
 
-  // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`. Returns the output
+  // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`, weights where `retainer`
+  // wants them. Returns the output
   // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
   View run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
-           std::span<const Operator* const> mechanisms, Context& context);
+           std::span<const Operator* const> mechanisms, Retainer& retainer, Context& context);
 
  private:
   struct Step;
@@ -33,6 +35,7 @@ class Executor {
   void run(const op::Add&, Step&);
   void run(const op::SelectRows&, Step&);
 
+  void observe(const op::Attend&, const Tensors& in, Step&);
   void reserve(int64_t rows);
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
@@ -44,6 +47,7 @@ class Executor {
   std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]
   std::vector<int32_t> positions_;
   std::vector<KeyView> keys_;
+  std::vector<float> lse_;                    // [heads, rows]
   std::vector<const PackedWeight*> weights_;  // of one product, with its outputs and their row strides
   std::vector<float*> outputs_;
   std::vector<int64_t> widths_;

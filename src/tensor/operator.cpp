@@ -33,6 +33,10 @@ void Operator::turn_keys(const View&, std::span<const int32_t>, Context&) const 
   throw Error(ErrorKind::kUnsupported, "turn_keys: this mechanism turns no keys");
 }
 
+void Operator::add_weight_sums(const Tensors&, const View&, std::span<float* const>, Context&) const {
+  throw Error(ErrorKind::kUnsupported, "add_weight_sums: this mechanism gives no weights");
+}
+
 Shape port_shape(const Entry& entry, const Port& port, const Spec& spec, const Sizes& sizes, int& rank) {
   Shape shape{};
   rank = 0;

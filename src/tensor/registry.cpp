@@ -106,13 +106,19 @@ Spec without_defaults(const Spec& spec, const Entry& entry) {
 }  // namespace
 
 void Registry::add(const Entry& entry) {
-  if (find(entry.name)) throw Error(ErrorKind::kArgument, "registry", "name", shown(entry.name), "is taken");
+  auto require_free = [&](std::string_view name) {
+    if (find(name)) throw Error(ErrorKind::kArgument, "registry", "name", shown(name), "is taken");
+  };
+  require_free(entry.name);
+  for (std::string_view alias : entry.aliases) require_free(alias);
   entries_.push_back(&entry);
 }
 
 const Entry* Registry::find(std::string_view name) const {
   for (const Entry* entry : entries_) {
     if (entry->name == name) return entry;
+    for (std::string_view alias : entry->aliases)
+      if (alias == name) return entry;
   }
   return nullptr;
 }
@@ -133,7 +139,7 @@ Spec Registry::complete(const Spec& spec) const {
       throw Error(ErrorKind::kSpec, entry.name, "option", shown(key), unknown(key, names, "option"));
     }
   }
-  Spec result{.name = spec.name, .options = {}};
+  Spec result{.name = std::string(entry.name), .options = {}};
   for (const Option& option : entry.options) {
     const std::string* given = spec.find(option.name);
     if (!given && option.fallback.empty() && option.type != OptionType::kText) {

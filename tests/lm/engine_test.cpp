@@ -9,42 +9,21 @@
 
 #include "attend/simd/isa.h"
 #include "support/expect_error.h"
+#include "support/naive_model.h"
 #include "support/small_model.h"
+#include "support/small_session.h"
 
 namespace attend {
 namespace {
 
+using test::all_logits;
 using test::expect_error;
+using test::load;
+using test::NaiveModel;
+using test::open;
+using test::Row;
 using test::SmallModel;
-
-std::shared_ptr<const LanguageModel> load(const SmallModel& small, ComputeMode mode = ComputeMode::kF32) {
-  const SmallModel::File file = small.file();
-  Context context(1);
-  return LanguageModel::load(file.path, mode, context);
-}
-
-Session open(const std::shared_ptr<const LanguageModel>& model, std::string_view policy = "softmax",
-             int64_t context = 0) {
-  return Session(model, model_policy(policy, model->compute(), registry()), registry(), context);
-}
-
-std::vector<int32_t> some_ids(int64_t n) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>((i * 97 + 5) % 269));
-  return ids;
-}
-
-std::vector<float> all_logits(Session& session, std::span<const int32_t> ids, int64_t chunk, Context& context) {
-  std::vector<float> all;
-  session.prefill(
-      ids, chunk, Outputs::kAll,
-      [&](int64_t, const View& rows) {
-        EXPECT_LE(rows.shape[0], kOutputRows);
-        all.insert(all.end(), rows.as<float>(), rows.as<float>() + rows.count());
-      },
-      context);
-  return all;
-}
+using test::some_ids;
 
 // Forms of one stretch: positions divided by 4.
 TEST(Session, RotaryScalingsThatMeanTheSameGiveTheSameBits) {
@@ -117,121 +96,6 @@ TEST(Session, RefusesRotaryDivisorsThatAreNone) {
   expect_error(ErrorKind::kFile, "rope_freqs.weight", [&] { load(model); });
 }
 
-using Row = std::vector<double>;
-
-// The model's equations over a whole text, in plain loops.
-class Naive {
- public:
-  Naive(const SmallModel& small, const std::string& bytes)
-      : m(small), file(Gguf::parse(test::as_bytes(bytes), "small")), gemma(small.architecture == "gemma3") {}
-
-  std::vector<Row> logits(const std::vector<int32_t>& ids) const {
-    std::vector<Row> x;
-    for (int32_t id : ids) {
-      Row row;
-      for (int64_t c = 0; c < m.width; ++c)
-        row.push_back(at("token_embd.weight", id * m.width + c) * (gemma ? std::sqrt(m.width) : 1));
-      x.push_back(row);
-    }
-    for (int64_t l = 0; l < m.layers; ++l) layer(l, x);
-    std::vector<Row> out;
-    for (const Row& row : x) out.push_back(times("token_embd.weight", norm("output_norm.weight", row)));
-    return out;
-  }
-
- private:
-  double at(const std::string& name, int64_t i) const {
-    float value;
-    std::memcpy(&value, file.tensor(name).data.data() + i * 4, 4);
-    return value;
-  }
-
-  Row times(const std::string& name, const Row& x) const {
-    const GgufTensor& w = file.tensor(name);
-    Row y;
-    for (int64_t n = 0; n < w.shape[0]; ++n) {
-      double sum = 0;
-      for (size_t c = 0; c < x.size(); ++c) sum += at(name, n * w.shape[1] + static_cast<int64_t>(c)) * x[c];
-      y.push_back(sum);
-    }
-    return y;
-  }
-
-  Row norm(const std::string& name, Row x) const {
-    double square = 0;
-    for (double v : x) square += v * v / static_cast<double>(x.size());
-    for (size_t c = 0; c < x.size(); ++c) x[c] *= at(name, static_cast<int64_t>(c)) / std::sqrt(square + 1e-5f);
-    return x;
-  }
-
-  // One head of a row: normed if the architecture does, then rotated.
-  Row head(const std::string& block, const char* which, const Row& x, int64_t h, int64_t position, double base) const {
-    Row y(x.begin() + h * m.head, x.begin() + (h + 1) * m.head);
-    if (gemma) y = norm(block + which + "_norm.weight", y);
-    const size_t half = static_cast<size_t>(m.head / 2);
-    for (size_t i = 0; i < half; ++i) {
-      const double angle =
-          static_cast<double>(position) * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(m.head));
-      const size_t a = gemma ? i : 2 * i, b = gemma ? i + half : 2 * i + 1;
-      const double u = y[a], v = y[b];
-      y[a] = u * std::cos(angle) - v * std::sin(angle);
-      y[b] = u * std::sin(angle) + v * std::cos(angle);
-    }
-    return y;
-  }
-
-  void layer(int64_t l, std::vector<Row>& x) const {
-    const std::string block = fmt::format("blk.{}.", l);
-    const bool local = gemma && l % 6 != 5;
-    const double base = 10000;  // of both kinds: the file says so, and it is the local default
-    std::vector<Row> q, k, v;
-    for (const Row& row : x) {
-      const Row h = norm(block + "attn_norm.weight", row);
-      q.push_back(times(block + "attn_q.weight", h));
-      k.push_back(times(block + "attn_k.weight", h));
-      v.push_back(times(block + "attn_v.weight", h));
-    }
-    for (size_t i = 0; i < x.size(); ++i) {
-      Row attention;
-      for (int64_t h = 0; h < m.heads; ++h) {
-        const int64_t kv = h / (m.heads / m.kv_heads);
-        const Row query = head(block, "attn_q", q[i], h, static_cast<int64_t>(i), base);
-        Row out(static_cast<size_t>(m.head));
-        double total = 0;
-        for (size_t j = 0; j <= i; ++j) {
-          if (local && static_cast<int64_t>(i - j) >= m.window) continue;
-          const Row key = head(block, "attn_k", k[j], kv, static_cast<int64_t>(j), base);
-          double score = 0;
-          for (size_t c = 0; c < key.size(); ++c) score += query[c] * key[c];
-          const double weight = std::exp(score / std::sqrt(static_cast<double>(m.head)));
-          total += weight;
-          for (size_t c = 0; c < out.size(); ++c) out[c] += weight * v[j][static_cast<size_t>(kv * m.head) + c];
-        }
-        for (double o : out) attention.push_back(o / total);
-      }
-      Row h = times(block + "attn_output.weight", attention);
-      if (gemma) h = norm(block + "post_attention_norm.weight", h);
-      for (size_t c = 0; c < h.size(); ++c) x[i][c] += h[c];
-      h = norm(block + "ffn_norm.weight", x[i]);
-      Row gate = times(block + "ffn_gate.weight", h);
-      const Row up = times(block + "ffn_up.weight", h);
-      for (size_t c = 0; c < gate.size(); ++c) {
-        const double g = gate[c];
-        const double active =
-            gemma ? g / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))) : g / (1 + std::exp(-g));
-        gate[c] = active * up[c];
-      }
-      h = times(block + "ffn_down.weight", gate);
-      if (gemma) h = norm(block + "post_ffw_norm.weight", h);
-      for (size_t c = 0; c < h.size(); ++c) x[i][c] += h[c];
-    }
-  }
-
-  const SmallModel& m;
-  Gguf file;
-  bool gemma;
-};
-
 TEST(Engine, MatchesItsEquations) {
   for (const char* architecture : {"llama", "gemma3"}) {
     SCOPED_TRACE(architecture);
@@ -240,7 +104,7 @@ TEST(Engine, MatchesItsEquations) {
     small.layers = 7;  // the sixth of gemma3 is global
     const std::string bytes = small.bytes();
     const std::vector<int32_t> ids = some_ids(19);
-    const std::vector<Row> wanted = Naive(small, bytes).logits(ids);
+    const std::vector<Row> wanted = NaiveModel(small, bytes).logits(ids);
     const auto model = load(small);
     for (const IsaInfo& info : isa_list()) {
       if (!info.usable) continue;

@@ -5,7 +5,7 @@
 //
 // Source   the accumulated attention scores of Zhang et al. 2023, arXiv:2306.14048, and the votes of Li et al. 2024,
 //          arXiv:2404.14469, equation 3: both are column sums of the weights of some queries.
-// Shapes   inputs as softmax_attention; lse [B,Hq,Tq] as it gave it; sums [B * Hq] pointers, each to as many floats as
+// Shapes   inputs as softmax_attention (Qkv::dv is not needed); lse [B,Hq,Tq] as it gave it; sums [B * Hq] pointers, each to as many floats as
 //          its kv head has keys, by slot
 // Cost     2 D flops and an exponential for each visible pair; values are not read. Memory O(threads * 512 (D + Hq /
 // Hkv)) Errors   as softmax_attention; Error(kArgument) also for a normaliser that is no softmax and for final weights.

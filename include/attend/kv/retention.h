@@ -1,24 +1,87 @@
 #pragma once
 // Which keys stay in a store.
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <span>
 #include <vector>
 
+#include "attend/tensor/isa.h"
 #include "attend/tensor/key_view.h"
 #include "attend/tensor/operator.h"
 
 namespace attend {
 
+// What a retention sees of one layer and kv head when it acts.
+struct Held {
+  const KeyView& keys;
+  int64_t d, dv;          // elements of a key and of a value
+  int64_t next_position;  // of the next token
+  int layer = 0, layers = 1;
+  int kv_head = 0, kv_heads = 1;
+  // For each query head of the layer, by slot: the weights that the observed queries gave to each key, summed
+  // (attend/exact/weight_sums.h). Empty if none were asked for.
+  std::span<const std::vector<float>> weights = {};
+  Isa isa = Isa::kAvx2;
+
+  // Those of the query heads that read this kv head.
+  std::span<const std::vector<float>> own_weights() const {
+    const size_t group = weights.size() / static_cast<size_t>(kv_heads);
+    return weights.subspan(static_cast<size_t>(kv_head) * group, group);
+  }
+  int64_t position(int64_t slot) const {
+    return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];
+  }
+};
+
+inline constexpr int64_t kEveryQuery = std::numeric_limits<int64_t>::max();
+
 struct Retention : Component {
-  // Acts only when the number of tokens seen is a multiple of this, or at the prompt's end; >= 1.
+  // Acts when the number of tokens seen is a multiple of this, and at the prompt's end; 0: only there.
   virtual int64_t stride() const = 0;
 
-  // Slots of `keys` to keep, ascending. `next_position` is that of the next token.
-  virtual void choose(const KeyView& keys, int64_t next_position, std::vector<int64_t>& slots) const = 0;
+  // Of how many of the newest queries before it acts Held::weights holds the sums, at most those since it acted last;
+  // kEveryQuery: of all that a key ever met.
+  virtual int64_t observes() const { return 0; }
+
+  // Slots to keep, ascending.
+  virtual void choose(const Held& held, std::vector<int64_t>& slots) const = 0;
 
   // True if only keys that no later query can see are dropped: then it may act at any time without changing a result.
   virtual bool lossless() const { return false; }
 };
+
+// What retentions that rank keys have in common.
+struct RankingOptions {
+  int64_t budget;  // keys a head keeps when it acts; until it acts again, as many as it is told join them
+  int64_t stride;
+  int64_t sinks;   // first tokens of the text that stay whatever their score
+  int64_t recent;  // newest tokens that do
+};
+
+// Keeps the keys of highest score: sinks first, then recent tokens, then the best; of equal ones the newest.
+struct Ranking : Retention {
+  explicit Ranking(const RankingOptions& options) : options_(options) {}
+
+  int64_t stride() const final { return options_.stride; }
+  int64_t budget() const { return options_.budget; }
+  void choose(const Held& held, std::vector<int64_t>& slots) const final;
+
+  // Scores by slot: infinite for sinks, the largest float for recent tokens.
+  void rank(const Held& held, std::vector<float>& scores) const;
+
+ protected:
+  const RankingOptions& options() const { return options_; }
+
+  // Scores of all keys, by slot. A NaN counts as the lowest.
+  virtual void score(const Held& held, std::span<float> scores) const = 0;
+
+ private:
+  RankingOptions options_;
+};
+
+// Slots of the `budget` highest scores, ascending; of equal scores the higher slots. O(n).
+void keep_best(std::span<const float> scores, int64_t budget, std::vector<int64_t>& slots);
 
 // Keeps every key.
 std::unique_ptr<Retention> make_keep_all();
@@ -28,5 +91,9 @@ std::unique_ptr<Retention> make_implied_retention(const Operator& mechanism);
 
 // Slots of `keys` whose positions lie in [range.begin, range.end): a half-open range of slots. O(log n).
 KeyRange slots_in(const KeyView& keys, const KeyRange& range);
+
+// Rows [first, first + count) of the keys, or of the values, as f32, [count, width].
+void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to);
+void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to);
 
 }  // namespace attend

@@ -7,7 +7,6 @@
 #include <string_view>
 #include <vector>
 
-#include "attend/kv/retention.h"
 #include "attend/kv/store.h"
 #include "attend/lm/model.h"
 #include "attend/tensor/operator.h"
@@ -33,6 +32,7 @@ inline constexpr int64_t kOutputRows = 16;
 using LogitsSink = std::function<void(int64_t first, const View& logits)>;
 
 class Executor;
+class Retainer;
 
 // One cache and its position. Not for use by two threads at once. After an error in prefill or decode the session holds
 // a part of the tokens: only clear() may follow.
@@ -70,16 +70,13 @@ class Session {
  private:
   void check(std::span<const int32_t> ids) const;
   void run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink, Context& context);
-  void retain(bool prompt_end);
 
   std::shared_ptr<const LanguageModel> model_;
-  int64_t limit_, position_ = 0, retained_at_ = 0;
-  int64_t stride_ = 0;  // of the policy's own retention; 0: none
+  int64_t limit_, position_ = 0;
   std::unique_ptr<Store> store_;
   std::vector<std::unique_ptr<Operator>> mechanisms_;  // distinct ones
   std::vector<const Operator*> layers_;                // of each layer
-  std::vector<std::unique_ptr<Retention>> implied_;    // of each layer; null: nothing is ever dropped
-  std::unique_ptr<Retention> retention_;               // the policy's own, if any
+  std::unique_ptr<Retainer> retainer_;
   std::unique_ptr<Executor> executor_;
   std::span<const float> last_;  // of logits_
   Buffer logits_;                // [kOutputRows, vocabulary]

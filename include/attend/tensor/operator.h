@@ -98,6 +98,15 @@ struct Operator : Component {
   virtual bool turns() const { return false; }
   virtual void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const;
 
+  // Whether add_weight_sums() works: weights are those of a softmax over keys.
+  virtual bool gives_weights() const { return false; }
+
+  // Adds to sums[h], for each query head h of the batch, the weight that the queries of `in` give to each key of its kv
+  // head, by slot, in ascending order of queries; `lse` is what forward() gave for `in`. Throws Error(kUnsupported)
+  // where gives_weights() is false.
+  virtual void add_weight_sums(const Tensors& in, const View& lse, std::span<float* const> sums,
+                               Context& context) const;
+
   // Positions of the keys that some query at `position` or later can see, ascending and disjoint. What lies outside may
   // be dropped for good.
   virtual std::vector<KeyRange> needed_from(int64_t position) const {
@@ -132,6 +141,8 @@ struct Entry {
   // How often the definition multiplies a query with a key in one head, where it is not once for every pair that
   // options and patterns make visible: what benchmarks count as work. Null: as often.
   double (*pairs)(const Spec&, const Sizes&) = nullptr;
+  // Other names that a spec may use.
+  std::span<const std::string_view> aliases = {};
 };
 
 // The shape of a port for given sizes; a number in Port::shape stands for itself. Throws Error(kUnsupported) for an

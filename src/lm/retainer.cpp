@@ -1,0 +1,179 @@
+#include "retainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "attend/tensor/error.h"
+
+namespace attend {
+namespace {
+
+// Lossless retentions act once this many tokens have passed: keys are then moved rarely, and little is held in vain.
+constexpr int64_t kLookEvery = 32;
+
+bool sees_everything(const Operator& mechanism) {
+  const std::vector<KeyRange> needed = mechanism.needed_from(std::numeric_limits<int32_t>::max());
+  return needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
+}
+
+[[noreturn]] void refuse(const Spec& spec, std::string_view rule) {
+  throw Error(ErrorKind::kUnsupported, "policy", spec.name, "", rule);
+}
+
+bool acts(const Retention& retention, int64_t position, bool prompt_end) {
+  return prompt_end || (retention.stride() > 0 && position % retention.stride() == 0);
+}
+
+}  // namespace
+
+Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& registry,
+                   std::span<const Operator* const> mechanisms)
+    : graph_(graph), sums_(graph.layers.size()) {
+  for (const Operator* mechanism : mechanisms)
+    implied_.push_back(sees_everything(*mechanism) ? nullptr : make_implied_retention(*mechanism));
+  if (const auto& spec = policy[Kind::kRetention]) {
+    retention_ = registry.make<Retention>(*spec);
+    ranking_ = dynamic_cast<const Ranking*>(retention_.get());
+    for (size_t layer = 0; layer < mechanisms.size(); ++layer)
+      if (retention_->observes() > 0 && governed(static_cast<int>(layer)) && !mechanisms[layer]->gives_weights())
+        refuse(*spec,
+               fmt::format("ranks keys by their weights, which {} does not give", policy[Kind::kMechanism]->name));
+    if (!retention_->lossless()) strides_.push_back(retention_->stride());
+  }
+  if (const auto& spec = policy[Kind::kAllocator]) {
+    allocator_ = registry.make<Allocator>(*spec);
+    if (!ranking_) refuse(*spec, "shares out the budget of a retention that ranks keys: name one, such as snapkv");
+  }
+  if (const auto& spec = policy[Kind::kPlan]) {
+    plan_ = registry.make<Plan>(*spec);
+    plan_->check(static_cast<int>(graph.layers.size()), graph.layers.front().kv_heads);
+    for (int layer = 0; layer < static_cast<int>(graph.layers.size()); ++layer)
+      for (int h = 0; h < graph.layers[static_cast<size_t>(layer)].kv_heads; ++h)
+        if (const Retention* own = plan_->retention(layer, h)) strides_.push_back(own->stride());
+  }
+  std::sort(strides_.begin(), strides_.end());
+  strides_.erase(std::unique(strides_.begin(), strides_.end()), strides_.end());
+  for (size_t layer = 0; layer < sums_.size(); ++layer)
+    sums_[layer].resize(static_cast<size_t>(graph.layers[layer].heads));
+}
+
+bool Retainer::governed(int layer) const {
+  return graph_.layers[static_cast<size_t>(layer)].window == 0;
+}
+
+const Retention* Retainer::retention_of(int layer, int kv_head) const {
+  if (!governed(layer)) return nullptr;
+  const Retention* planned = plan_ ? plan_->retention(layer, kv_head) : nullptr;
+  return planned ? planned : retention_.get();
+}
+
+int64_t Retainer::next_act(int64_t position) const {
+  int64_t next = kNoEnd;
+  for (int64_t stride : strides_)
+    if (stride > 0) next = std::min(next, (position / stride + 1) * stride);
+  return next;
+}
+
+int64_t Retainer::observed_from(int layer) const {
+  const int64_t queries = retention_ ? retention_->observes() : 0;
+  if (queries == 0 || act_at_ == kNoEnd || !governed(layer)) return kNoEnd;
+  return queries == kEveryQuery ? 0 : std::max(acted_at_, act_at_ - queries);
+}
+
+std::span<float* const> Retainer::places(int layer, std::span<const KeyView> keys) {
+  std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
+  const size_t group = sums.size() / keys.size();
+  places_.clear();
+  for (size_t h = 0; h < sums.size(); ++h) {
+    sums[h].resize(static_cast<size_t>(keys[h / group].count()), 0.0f);
+    places_.push_back(sums[h].data());
+  }
+  return places_;
+}
+
+void Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
+  const bool look = prompt_end || position - looked_at_ >= kLookEvery;
+  if (look) looked_at_ = position;
+  for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer)
+    act_on_layer(store, layer, position, prompt_end, look, isa);
+  if (retention_ && acts(*retention_, position, prompt_end)) {
+    acted_at_ = position;
+    if (retention_->observes() != kEveryQuery)
+      for (auto& layer : sums_)
+        for (auto& head : layer) head.clear();
+  }
+}
+
+void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa) {
+  const int kv_heads = graph_.layers[static_cast<size_t>(layer)].kv_heads;
+  if (const Retention* implied = implied_[static_cast<size_t>(layer)].get(); implied && look)
+    for (int h = 0; h < kv_heads; ++h) {
+      implied->choose(held(store.keys(layer, h), layer, h, position, isa), slots_);
+      keep(store, layer, h, slots_);
+    }
+  // All heads choose before any key goes: a retention may look at the weights of the whole layer.
+  std::vector<int> acting;
+  std::vector<std::vector<int64_t>> kept;
+  std::vector<std::vector<float>> scores;  // of heads whose budget the allocator gives
+  for (int h = 0; h < kv_heads; ++h) {
+    const Retention* retention = retention_of(layer, h);
+    if (!retention || !(retention->lossless() ? look : acts(*retention, position, prompt_end))) continue;
+    acting.push_back(h);
+    const KeyView keys = store.keys(layer, h);
+    const Held own = held(keys, layer, h, position, isa);
+    if (allocator_ && retention == ranking_) {
+      ranking_->rank(own, scores.emplace_back());
+      kept.emplace_back();
+    } else {
+      retention->choose(own, kept.emplace_back());
+    }
+  }
+  if (!scores.empty()) {
+    std::vector<int64_t> budgets(scores.size());
+    allocator_->share({layer, static_cast<int>(graph_.layers.size()), ranking_->budget(), scores}, budgets);
+    size_t next = 0;
+    for (size_t i = 0; i < acting.size(); ++i)
+      if (retention_of(layer, acting[i]) == ranking_) {
+        keep_best(scores[next], budgets[next], kept[i]);
+        ++next;
+      }
+  }
+  for (size_t i = 0; i < acting.size(); ++i) keep(store, layer, acting[i], kept[i]);
+}
+
+Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const {
+  const AttentionLayer& l = graph_.layers[static_cast<size_t>(layer)];
+  Held held{.keys = keys, .d = l.d, .dv = l.dv, .next_position = position};
+  held.layer = layer;
+  held.layers = static_cast<int>(graph_.layers.size());
+  held.kv_head = kv_head;
+  held.kv_heads = l.kv_heads;
+  held.isa = isa;
+  if (retention_ && retention_->observes() > 0) held.weights = sums_[static_cast<size_t>(layer)];
+  return held;
+}
+
+void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots) {
+  const int64_t count = store.keys(layer, kv_head).count();
+  if (static_cast<int64_t>(slots.size()) == count) return;
+  store.keep(layer, kv_head, slots);
+  std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
+  const size_t group = sums.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
+  for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {
+    if (sums[h].empty()) continue;
+    sums[h].resize(static_cast<size_t>(count), 0.0f);
+    for (size_t i = 0; i < slots.size(); ++i) sums[h][i] = sums[h][static_cast<size_t>(slots[i])];
+    sums[h].resize(slots.size());
+  }
+}
+
+void Retainer::clear() {
+  for (auto& layer : sums_)
+    for (auto& head : layer) head.clear();
+  act_at_ = kNoEnd;
+  acted_at_ = looked_at_ = 0;
+}
+
+}  // namespace attend

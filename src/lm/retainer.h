@@ -1,0 +1,61 @@
+#pragma once
+// Who stays in a session's store: acts for the mechanism (what nobody can see any more goes) and for the policy's plan,
+// allocator and retention, and observes the weights that they ask for.
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attend/kv/allocator.h"
+#include "attend/kv/plan.h"
+#include "attend/kv/retention.h"
+#include "attend/kv/store.h"
+#include "attend/lm/graph.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+
+class Retainer {
+ public:
+  // `mechanisms`: of each layer; they must outlive it. Throws Error(kSpec), Error(kUnsupported).
+  Retainer(const Graph& graph, const Policy& policy, const Registry& registry,
+           std::span<const Operator* const> mechanisms);
+
+  // Tokens after which a retention acts next, beyond `position`; kNoEnd: none does.
+  int64_t next_act(int64_t position) const;
+
+  // What follows, up to the next act at `act` tokens, is about to run.
+  void expect_act(int64_t act) { act_at_ = act; }
+
+  // The first position whose queries are to be observed in a layer; kNoEnd: none.
+  int64_t observed_from(int layer) const;
+  // Where their weights are summed, a place for each query head, long enough for the keys that the store holds.
+  std::span<float* const> places(int layer, std::span<const KeyView> keys);
+
+  // `position` tokens were seen.
+  void act(Store& store, int64_t position, bool prompt_end, Isa isa);
+
+  void clear();
+
+ private:
+  // Layers with a window of the model's own hold little: they are left alone.
+  bool governed(int layer) const;
+  const Retention* retention_of(int layer, int kv_head) const;
+  void act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa);
+  void keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots);
+  Held held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const;
+
+  const Graph& graph_;
+  std::vector<std::unique_ptr<Retention>> implied_;  // of each layer; null: nothing is ever out of sight
+  std::unique_ptr<Plan> plan_;
+  std::unique_ptr<Allocator> allocator_;
+  std::unique_ptr<Retention> retention_;
+  const Ranking* ranking_ = nullptr;  // retention_, if it is one
+  std::vector<int64_t> strides_;
+  int64_t act_at_ = kNoEnd;  // expected
+  int64_t acted_at_ = 0, looked_at_ = 0;
+  std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
+  std::vector<float*> places_;
+  std::vector<int64_t> slots_;
+};
+
+}  // namespace attend

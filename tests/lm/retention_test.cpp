@@ -1,0 +1,269 @@
+// Retentions in a model: against each paper's rule followed in plain loops over a forward in double precision, and what
+// every entry promises.
+#include <cmath>
+#include <numeric>
+
+#include "support/expect_error.h"
+#include "support/naive_model.h"
+#include "support/small_session.h"
+
+namespace attend {
+namespace {
+
+using test::all_logits;
+using test::expect_error;
+using test::load;
+using test::NaiveModel;
+using test::open;
+using test::Row;
+using test::SmallModel;
+using test::some_ids;
+using test::Weights;
+
+using Keys = std::vector<std::vector<Row>>;
+using Kept = std::vector<std::vector<bool>>;
+
+constexpr int64_t kGroup = 2;  // query heads a kv head in a small model
+
+// Of the kept keys below `seen`: `budget` stay, those in `always` first, then those of the largest score.
+void keep_best(std::vector<bool>& kept, int64_t seen, int64_t budget, const std::function<bool(int64_t)>& always,
+               const std::function<double(int64_t)>& score) {
+  std::vector<int64_t> keys;
+  for (int64_t j = 0; j < seen; ++j)
+    if (kept[static_cast<size_t>(j)]) keys.push_back(j);
+  std::stable_sort(keys.begin(), keys.end(), [&](int64_t a, int64_t b) {
+    if (always(a) != always(b)) return always(a);
+    return score(a) > score(b);
+  });
+  for (size_t n = static_cast<size_t>(budget); n < keys.size(); ++n) kept[static_cast<size_t>(keys[n])] = false;
+}
+
+// Weight of key j summed over queries [from, seen), the mean over a group.
+double weight_of(const Weights& weights, size_t kv, int64_t j, int64_t from, int64_t seen) {
+  double sum = 0;
+  for (size_t h = kv * kGroup; h < (kv + 1) * kGroup; ++h)
+    for (int64_t i = from; i < seen; ++i) sum += weights[h][static_cast<size_t>(i)][static_cast<size_t>(j)] / kGroup;
+  return sum;
+}
+
+struct Rule {
+  const char* policy;
+  std::function<bool(int64_t seen, int64_t prompt)> acts;
+  std::function<void(int64_t seen, const Weights&, const Keys&, Kept&)> evict;
+};
+
+std::vector<Rule> rules() {
+  auto every8 = [](int64_t seen, int64_t prompt) { return seen % 8 == 0 || seen == prompt; };
+  auto at_end = [](int64_t seen, int64_t prompt) { return seen == prompt; };
+  return {
+      {"h2o:budget=10,stride=8", every8,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j >= seen - 5; },
+               [&](int64_t j) { return weight_of(w, kv, j, 0, seen); });
+       }},
+      {"tova:budget=10,stride=8", every8,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (auto& head : kept)
+           keep_best(
+               head, seen, 10, [&](int64_t j) { return j == seen - 1; },
+               [&](int64_t j) {
+                 double sum = 0;
+                 for (const auto& rows : w) sum += rows[static_cast<size_t>(seen) - 1][static_cast<size_t>(j)];
+                 return sum;
+               });
+       }},
+      {"snapkv:budget=12,observe=5,kernel=3", at_end,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 12, [&](int64_t j) { return j >= seen - 5; },
+               [&](int64_t j) {
+                 double best = 0;
+                 for (int64_t n = std::max<int64_t>(0, j - 1); n <= std::min(seen - 6, j + 1); ++n)
+                   best = std::max(best, weight_of(w, kv, n, seen - 5, seen));
+                 return best + 1e-12 * static_cast<double>(j);  // the newest first
+               });
+       }},
+      {"chunkkv:budget=13,observe=5,chunk=4", at_end,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 13, [&](int64_t j) { return j >= seen - 5; },
+               [&](int64_t j) {
+                 double sum = 0;
+                 const int64_t first = j / 4 * 4, end = std::min(seen, first + 4);
+                 for (int64_t n = first; n < end; ++n) sum += weight_of(w, kv, n, seen - 5, seen);
+                 return sum / static_cast<double>(end - first) + 1e-12 * static_cast<double>(j);
+               });
+       }},
+      {"knorm:budget=10,stride=8,sinks=2,recent=3", every8,
+       [](int64_t seen, const Weights&, const Keys& keys, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j < 2 || j >= seen - 3; },
+               [&](int64_t j) {
+                 const Row& k = keys[kv][static_cast<size_t>(j)];
+                 return -std::inner_product(k.begin(), k.end(), k.begin(), 0.0);
+               });
+       }},
+      {"keydiff:budget=10,stride=8,sinks=2,recent=3", every8,
+       [](int64_t seen, const Weights&, const Keys& keys, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv) {
+           auto length = [](const Row& k) { return std::sqrt(std::inner_product(k.begin(), k.end(), k.begin(), 0.0)); };
+           Row anchor(keys[kv][0].size());
+           for (int64_t j = 0; j < seen; ++j)
+             for (size_t c = 0; c < anchor.size() && kept[kv][static_cast<size_t>(j)]; ++c)
+               anchor[c] += keys[kv][static_cast<size_t>(j)][c] / length(keys[kv][static_cast<size_t>(j)]);
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j < 2 || j >= seen - 3; },
+               [&](int64_t j) {
+                 const Row& k = keys[kv][static_cast<size_t>(j)];
+                 return -std::inner_product(k.begin(), k.end(), anchor.begin(), 0.0) / length(k);
+               });
+         }
+       }},
+  };
+}
+
+TEST(Retention, FollowsItsRule) {
+  const SmallModel small;
+  const std::string bytes = small.bytes();
+  const auto model = load(small);
+  const std::vector<int32_t> ids = some_ids(45);
+  constexpr int64_t kPrompt = 29;
+  Context context(2);
+  std::vector<std::vector<Row>> seen_before;
+  for (const Rule& rule : rules()) {
+    SCOPED_TRACE(rule.policy);
+    NaiveModel naive(small, bytes);
+    naive.evict = [&](int64_t seen, const Weights& w, const Keys& keys, Kept& kept) {
+      if (rule.acts(seen, kPrompt)) rule.evict(seen, w, keys, kept);
+    };
+    const std::vector<Row> wanted = naive.logits(ids);
+    for (const auto& other : seen_before) EXPECT_NE(other, wanted) << "the text tells it from no other rule";
+    seen_before.push_back(wanted);
+
+    Session session = open(model, rule.policy);
+    std::vector<float> got = all_logits(session, std::span(ids).first(kPrompt), 7, context);
+    for (size_t i = kPrompt; i < ids.size(); ++i) {
+      const auto row = session.decode(ids[i], context);
+      got.insert(got.end(), row.begin(), row.end());
+    }
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < wanted.size(); ++i)
+      for (size_t c = 0; c < wanted[i].size(); ++c) {
+        worst = std::max(worst, std::fabs(static_cast<double>(got[i * 269 + c]) - wanted[i][c]));
+        largest = std::max(largest, std::fabs(wanted[i][c]));
+      }
+    EXPECT_LE(worst, 1e-4 * largest);
+  }
+}
+
+// Every retention that there is, with a budget and a stride.
+std::vector<std::string> retentions(int64_t budget, int64_t stride) {
+  std::vector<std::string> specs;
+  for (const Entry* entry : registry().entries())
+    if (entry->kind == Kind::kRetention)
+      specs.push_back(fmt::format("{}:budget={},stride={}", entry->name, budget, stride));
+  EXPECT_GE(specs.size(), 6u);
+  return specs;
+}
+
+TEST(Retention, WithABudgetBeyondTheTextChangesNoBit) {
+  const auto model = load(SmallModel{});
+  const std::vector<int32_t> ids = some_ids(90);
+  Context context(2);
+  Session exact = open(model);
+  const std::vector<float> wanted = all_logits(exact, ids, 64, context);
+  for (const std::string& policy : retentions(90, 16)) {
+    Session session = open(model, policy);
+    EXPECT_EQ(all_logits(session, ids, 64, context), wanted) << policy;
+    EXPECT_EQ(session.bytes_read_next(), exact.bytes_read_next()) << policy;
+  }
+}
+
+TEST(Retention, HasTheSameBitsForAnyChunksAndThreads) {
+  const auto model = load(SmallModel{}, ComputeMode::kDefault);
+  const std::vector<int32_t> ids = some_ids(120);
+  std::vector<std::string> policies = retentions(20, 16);
+  policies.push_back("adakv + snapkv:budget=20,observe=6,stride=32");
+  policies.push_back("pyramid:beta=3 + h2o:budget=20,stride=32");
+  for (const std::string& policy : policies) {
+    SCOPED_TRACE(policy);
+    std::vector<std::vector<float>> all;
+    for (const auto& [chunk, threads, decoded] : {std::tuple{512, 1, 24}, {7, 2, 24}, {1, 3, 24}, {50, 2, 24}}) {
+      Context context(threads);
+      Session session = open(model, policy);
+      std::vector<float> logits =
+          all_logits(session, std::span(ids).first(ids.size() - static_cast<size_t>(decoded)), chunk, context);
+      for (size_t i = ids.size() - static_cast<size_t>(decoded); i < ids.size(); ++i) {
+        const auto row = session.decode(ids[i], context);
+        logits.insert(logits.end(), row.begin(), row.end());
+      }
+      all.push_back(logits);
+    }
+    for (const auto& logits : all) EXPECT_EQ(logits, all[0]);
+  }
+}
+
+// Keys and values of 16 f32 in 2 layers of 2 heads; the next query's own are counted, too.
+constexpr int64_t kKeyBytes = 16 * 4;
+
+TEST(Retention, HoldsWhatItsBudgetSays) {
+  const auto model = load(SmallModel{});
+  Context context(2);
+  for (int64_t budget : {0, 1, 3, 20})
+    for (const std::string& policy : retentions(budget, 16)) {
+      SCOPED_TRACE(policy);
+      Session session = open(model, policy);
+      session.prefill(some_ids(100), 64, Outputs::kNone, nullptr, context);
+      EXPECT_EQ(session.bytes_read_next(), 4 * (budget + 1) * kKeyBytes);
+      for (int i = 0; i < 12; ++i) session.decode(i, context);  // to 112 tokens, where it acts again
+      EXPECT_EQ(session.bytes_read_next(), 4 * (budget + 1) * kKeyBytes);
+      EXPECT_LE(session.bytes(), 4 * 96 * (kKeyBytes + 4)) << "bytes go, too";
+      session.clear();
+      session.prefill(some_ids(100), 64, Outputs::kNone, nullptr, context);
+      EXPECT_EQ(session.bytes_read_next(), 4 * (budget + 1) * kKeyBytes);
+    }
+}
+
+TEST(Retention, LeavesLocalLayersAlone) {
+  SmallModel small;
+  small.architecture = "gemma3";
+  small.layers = 6;
+  const auto model = load(small);
+  Context context(1);
+  Session session = open(model, "h2o:budget=3,stride=16");
+  session.prefill(some_ids(100), 64, Outputs::kNone, nullptr, context);
+  EXPECT_EQ(session.bytes_read_next(), (5 * 6 + 4) * 2 * kKeyBytes);
+}
+
+TEST(Allocator, SharesOutTheWholeBudget) {
+  SmallModel small;
+  small.layers = 4;
+  const auto model = load(small);
+  Context context(2);
+  // A budget of 40 of which 8 are fixed: 32 free a head on average.
+  for (const char* allocator : {"pyramid:beta=4", "adakv", "adakv:floor=0", "adakv:floor=1"}) {
+    SCOPED_TRACE(allocator);
+    Session session = open(model, fmt::format("{} + snapkv:budget=40,observe=8", allocator));
+    session.prefill(some_ids(200), 64, Outputs::kNone, nullptr, context);
+    const int64_t keys = session.bytes_read_next() / kKeyBytes - 8;
+    EXPECT_LE(keys, 4 * 2 * 40);
+    EXPECT_GE(keys, 4 * 2 * 40 - 8) << "but for rounding";
+  }
+}
+
+TEST(Policies, ThatCannotGoTogetherSayWhy) {
+  const auto model = load(SmallModel{});
+  expect_error(ErrorKind::kUnsupported, "dca does not give", [&] { open(model, "dca + h2o"); });
+  expect_error(ErrorKind::kUnsupported, "a retention that ranks keys", [&] { open(model, "pyramid"); });
+  expect_error(ErrorKind::kSpec, "must be odd", [&] { open(model, "snapkv:kernel=4"); });
+  expect_error(ErrorKind::kSpec, "at most one of a kind", [&] { open(model, "h2o + snapkv"); });
+  EXPECT_EQ(model_policy("SnapKVPress:budget=7", ComputeMode::kF32, registry())[Kind::kRetention]->name, "snapkv");
+}
+
+}  // namespace
+}  // namespace attend
