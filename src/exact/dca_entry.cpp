@@ -16,9 +16,7 @@ constexpr Option kOptions[] = {
     {"context", "tokens", "trained context: no distance reaches it", "4096", OptionType::kInteger, 2, kMostTokens},
     {"chunk", "tokens", "of a chunk, below the context; 0 means three quarters of it", "0", OptionType::kInteger, 0,
      kMostTokens},
-    exact::kDims,
-    exact::kBase,
-    exact::kInterleaved,
+    ATTEND_ROTARY_OPTIONS,
 };
 constexpr Port kIn[] = {
     port::kQ,
@@ -32,6 +30,10 @@ constexpr Paper kPapers[] = {
 };
 constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "grouped"};
 
+bool by_length(const RopeOptions& rope) {
+  return rope.scaling == RopeScaling::kDynamicNtk || rope.scaling == RopeScaling::kLongRope;
+}
+
 DcaOptions options_from(const Spec& spec) {
   return {.scale = spec.real("scale"),
           .context = spec.integer("context"),
@@ -43,7 +45,8 @@ class DualChunk : public AttentionOperator {
  public:
   explicit DualChunk(const DcaOptions& options) : AttentionOperator("dca", kIn, kOut), options_(options) {
     // A model says how many elements turn; then the angles are made once.
-    if (options.rope.dims > 0 && exact::rope_refuses(options.rope, options.rope.dims).empty())
+    if (options.rope.dims > 0 && !by_length(options.rope) &&
+        exact::rope_refuses(options.rope, options.rope.dims).empty())
       angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
   }
 
@@ -88,6 +91,9 @@ constexpr Entry kEntry = {
     .bound =
         [](const Spec& spec, const Tensors& in, std::string_view output) {
           bound::SoftmaxNorms norms = softmax_norms(spec, in);
+          const double magnitude = std::max(1.0, rope_table(exact::rope_options(spec), norms.d, 1).magnitude);
+          norms.query *= magnitude;
+          norms.key *= magnitude;
           const double error = exact::rotary_error(norms);
           // Two more merges of partials than a split of 512 positions each has.
           norms.keys += 2 * 512;
@@ -97,6 +103,7 @@ constexpr Entry kEntry = {
       const DcaOptions options = options_from(spec);
       if (options.chunk_tokens() < 1 || options.chunk_tokens() >= options.context)
         return "a chunk has a token or more and less than the context";
+      if (by_length(options.rope)) return "the scaling must not depend on the text's length";
       return exact::rope_refuses(options.rope, sizes.d);
     },
 };

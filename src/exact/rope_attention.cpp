@@ -30,7 +30,7 @@ class Rotation {
 
   Rotation(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
            const AttnOut& out, const Variant& variant, const RopeAngles* angles)
-      : softmax{.causal = options.causal, .scale = options.scale},
+      : softmax{.causal = options.causal, .scale = options.scale, .window = options.window, .sinks = options.sinks},
         p(exact::check(in, softmax, kOp, variant)),
         in_(in),
         options_(options),
@@ -53,28 +53,52 @@ class Rotation {
       if (bases.data) rope.base = *bases.at<float>({b});
       tables_.push_back(rope_table(rope, p.d, keys_, factors));
     }
+    // Where queries stand for the sinks, if that is not always where they stand in the text.
+    in_cache_ = options.positions == RopePositions::kCache && options.window > 0 && options.sinks > 0;
     for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t i = 0; i < p.queries; ++i) q_position_.push_back(static_cast<int32_t>(p.position(b, i)));
+      for (int64_t i = 0; i < p.queries; ++i) {
+        const int64_t position = p.position(b, i);
+        const bool dropped = position - options.window >= options.sinks;
+        q_position_.push_back(static_cast<int32_t>(position));
+        if (in_cache_)
+          q_cached_.push_back(static_cast<int32_t>(dropped ? options.window + options.sinks - 1 : position));
+      }
   }
+
+  bool in_cache() const { return in_cache_; }
+  int64_t keys() const { return keys_; }
 
   // The arguments with rotated queries and, where they are arrays, keys, in memory of the context.
   Qkv rotated(Context& context) const {
     Qkv turned = in_;
-    turned.q = dense_view(exact::kept_floats(context, 0, std::max<int64_t>(1, p.batch * p.heads * p.queries * p.d)),
-                          DType::kF32, {p.batch, p.heads, p.queries, p.d});
+    turned.q = query_memory(context, 0);
     if (!views_)
       turned.k = dense_view(exact::kept_floats(context, 1, std::max<int64_t>(1, p.batch * p.kv_heads * keys_ * p.d)),
                             DType::kF32, {p.batch, p.kv_heads, keys_, p.d});
-    turn(in_.q, in_.k, turned.q, views_ ? View{} : turned.k, 1, context);
+    turn(in_.q, in_.k, turned.q, views_ ? View{} : turned.k, 1, q_position_, context);
     return turned;
   }
 
+  // The queries as sinks see them.
+  View rotated_for_sinks(Context& context) const {
+    const View q = query_memory(context, 2);
+    turn(in_.q, {}, q, {}, 1, q_cached_, context);
+    return q;
+  }
+
   // Gradients of rotated queries and keys, in place: turned by the same angles the other way.
-  void turn_back(const View& q, const View& k, Context& context) const { turn(q, k, q, k, -1, context); }
+  void turn_back(const View& q, const View& k, Context& context) const { turn(q, k, q, k, -1, q_position_, context); }
+  void turn_back_for_sinks(const View& q, Context& context) const { turn(q, {}, q, {}, -1, q_cached_, context); }
+
+  View query_memory(Context& context, int index) const {
+    return dense_view(exact::kept_floats(context, index, std::max<int64_t>(1, p.batch * p.heads * p.queries * p.d)),
+                      DType::kF32, {p.batch, p.heads, p.queries, p.d});
+  }
 
  private:
-  void turn(const View& q, const View& k, const View& to_q, const View& to_k, int32_t sign, Context& context) const {
-    std::vector<int32_t> at_q = q_position_, at_k(static_cast<size_t>(keys_));
+  void turn(const View& q, const View& k, const View& to_q, const View& to_k, int32_t sign,
+            const std::vector<int32_t>& q_position, Context& context) const {
+    std::vector<int32_t> at_q = q_position, at_k(static_cast<size_t>(keys_));
     for (int32_t& position : at_q) position *= sign;
     for (size_t j = 0; j < at_k.size(); ++j) at_k[j] = sign * static_cast<int32_t>(j);
     const View queries = dense_view(at_q.data(), DType::kI32, {p.batch, p.queries}),
@@ -95,7 +119,8 @@ class Rotation {
   bool views_ = false;
   int64_t keys_ = 0;
   std::vector<RopeTable> tables_;
-  std::vector<int32_t> q_position_;  // [B, Tq]
+  std::vector<int32_t> q_position_, q_cached_;  // [B, Tq]
+  bool in_cache_ = false;
 };
 
 }  // namespace
@@ -104,8 +129,73 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
                     const AttnOut& out, Context& context, const RopeAngles* angles, const Variant& variant) {
   const Rotation rotation(in, bases, factors, options, out, variant, angles);
   exact::check_outputs(rotation.p, in, out, kOp);
-  softmax_attention(rotation.rotated(context), rotation.softmax, out, context, variant);
+  if (!rotation.in_cache())
+    return softmax_attention(rotation.rotated(context), rotation.softmax, out, context, variant);
+  if (variant.final_weight || !rotation.p.softmax())
+    throw Error(ErrorKind::kArgument, kOp, "variant", "", "must be a softmax of one pass with cache positions");
+  const Qkv rest = rotation.rotated(context);
+  Qkv sinks = rest;
+  sinks.q = rotation.rotated_for_sinks(context);
+  const int64_t cut = options.sinks;
+  Partial sum = softmax_partial(sinks, rotation.softmax, {0, cut}, context, variant);
+  merge(sum, softmax_partial(rest, rotation.softmax, {cut, kNoEnd}, context, variant), context);
+  finish(sum, in.sink_logits, out, context);
 }
+
+namespace {
+
+// Tokens [first, first + count) of keys, values or their gradients.
+View tokens_of(const View& x, int64_t first, int64_t count) {
+  View part = x;
+  if (!x.data) return part;
+  part.data = x.as<char>() + first * x.stride[2] * size_of(x.type);
+  part.shape[2] = count;
+  return part;
+}
+
+// The gradients of the sinks and of the other keys each need the outputs of the whole row, nothing else of each other.
+void cached_backward(const Rotation& rotation, const RopeAttentionOptions& options, const AttnOut& forward,
+                     const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context) {
+  const exact::Problem& p = rotation.p;
+  const int64_t cut = std::min(options.sinks, rotation.keys()), rest = rotation.keys() - cut;
+  std::vector<int32_t> near(static_cast<size_t>(p.batch * p.queries)), far = near, lengths[2];
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t length = p.lengths[static_cast<size_t>(b)];
+    lengths[0].push_back(static_cast<int32_t>(std::min(length, cut)));
+    lengths[1].push_back(static_cast<int32_t>(std::max<int64_t>(0, length - cut)));
+    for (int64_t i = 0; i < p.queries; ++i) {
+      far[static_cast<size_t>(b * p.queries + i)] = static_cast<int32_t>(p.position(b, i));
+      near[static_cast<size_t>(b * p.queries + i)] = static_cast<int32_t>(p.position(b, i) - cut);
+    }
+  }
+  const Qkv turned = rotation.rotated(context);
+  const View sink_q = rotation.rotated_for_sinks(context), sink_dq = rotation.query_memory(context, 3);
+  auto part = [&](const View& q, std::vector<int32_t>& at, std::vector<int32_t>& length, int64_t first, int64_t count,
+                  const SoftmaxOptions& visible, const View& dq) {
+    const Qkv keys{.q = q,
+                   .k = tokens_of(turned.k, first, count),
+                   .v = tokens_of(turned.v, first, count),
+                   .kv_lens = dense_view(length.data(), DType::kI32, {p.batch}),
+                   .q_positions = dense_view(at.data(), DType::kI32, {p.batch, p.queries})};
+    const AttnGrad gradients{.q = dq, .k = tokens_of(grad_in.k, first, count), .v = tokens_of(grad_in.v, first, count)};
+    softmax_attention_backward(keys, visible, forward, grad_out, gradients, context);
+  };
+  const SoftmaxOptions all{.causal = options.causal, .scale = options.scale};
+  SoftmaxOptions windowed = all;
+  windowed.window = options.window;
+  part(sink_q, far, lengths[0], 0, cut, all, sink_dq);
+  part(turned.q, near, lengths[1], cut, rest, windowed, grad_in.q);
+  rotation.turn_back(grad_in.q, grad_in.k, context);
+  if (!grad_in.q.data) return;
+  rotation.turn_back_for_sinks(sink_dq, context);
+  const View& dq = grad_in.q;
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t h = 0; h < p.heads; ++h)
+      for (int64_t i = 0; i < p.queries; ++i)
+        for (int64_t c = 0; c < p.d; ++c) *dq.at<float>({b, h, i, c}) += *sink_dq.at<float>({b, h, i, c});
+}
+
+}  // namespace
 
 void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors& factors,
                              const RopeAttentionOptions& options, const AttnOut& forward, const AttnOutGrad& grad_out,
@@ -114,6 +204,14 @@ void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors
   const Rotation rotation(in, bases, factors, options, {}, variant, angles);
   // Against the arguments as they came; the call below checks the rotated ones.
   exact::check_gradients(rotation.p, in, forward, grad_out, grad_in, kOp);
+  if (rotation.in_cache()) {
+    for (const auto& [name, view] :
+         {std::pair{"bias", &in.bias}, {"sink_logits", &in.sink_logits}, {"documents", &in.documents}})
+      exact::require_absent(kOp, name, *view);
+    if (variant.score || variant.weight || variant.final_weight || variant.mask || !rotation.p.softmax())
+      throw Error(ErrorKind::kArgument, kOp, "variant", "", "must be plain with cache positions");
+    return cached_backward(rotation, options, forward, grad_out, grad_in, context);
+  }
   const Qkv rotated = rotation.rotated(context);
   softmax_attention_backward(rotated, rotation.softmax, forward, grad_out, grad_in, context, variant);
   rotation.turn_back(grad_in.q, grad_in.k, context);

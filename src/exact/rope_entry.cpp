@@ -8,14 +8,29 @@
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
+#include "exact/visibility.h"
 
 namespace attend {
 namespace {
 
+constexpr std::string_view kStreaming = "streaming";
 constexpr Option kOptions[] = {
-    option::kCausal,  option::kScale,   exact::kDims,      exact::kBase,       exact::kInterleaved,
-    exact::kScaling,  exact::kFactor,   exact::kOriginal,  exact::kMagnitude,  exact::kExtrapolation,
-    exact::kBetaFast, exact::kBetaSlow, exact::kLowFactor, exact::kHighFactor,
+    option::kCausal,
+    option::kScale,
+    option::kWindow,
+    option::kSinks,
+    {"positions", "", "where the query stands for sinks beyond its window: in the text, or right behind the window",
+     "text", OptionType::kText, 0, 0, "text|cache"},
+    ATTEND_ROTARY_OPTIONS,
+};
+constexpr Option kStreamingOptions[] = {
+    option::kCausal,
+    option::kScale,
+    {"window", "tokens", "last keys a query sees, its own counted; 0 means all", "1020", OptionType::kInteger, 0,
+     option::kMaxTokens},
+    {"sinks", "tokens", "first keys that stay visible, right before the window", "4", OptionType::kInteger, 0,
+     option::kMaxTokens},
+    ATTEND_ROTARY_OPTIONS,
 };
 constexpr Port kIn[] = {
     port::kQ,
@@ -38,17 +53,27 @@ constexpr Paper kPapers[] = {
      "Use",
      "2312.04455", "091"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+constexpr Paper kStreamingPapers[] = {
+    {"Efficient Streaming Language Models with Attention Sinks", "2309.17453", "115"},
+};
+constexpr std::string_view kForms[] = {"parallel"},
+                           kPatterns[] = {"full", "causal", "self", "cross", "grouped", "window", "sinks"},
                            kGradients[] = {"q", "k", "v"};
 
 RopeAttentionOptions options_from(const Spec& spec) {
-  return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .rope = exact::rope_options(spec)};
+  const bool cache = spec.name == kStreaming || spec.text("positions") == "cache";
+  return {.causal = spec.flag("causal"),
+          .scale = spec.real("scale"),
+          .window = spec.integer("window"),
+          .sinks = spec.integer("sinks"),
+          .positions = cache ? RopePositions::kCache : RopePositions::kText,
+          .rope = exact::rope_options(spec)};
 }
 
 class RopeMechanism : public AttentionOperator {
  public:
-  explicit RopeMechanism(const RopeAttentionOptions& options)
-      : AttentionOperator("rope", kIn, kOut), options_(options) {
+  RopeMechanism(std::string_view name, const RopeAttentionOptions& options)
+      : AttentionOperator(name, kIn, kOut), options_(options) {
     // A model says how many elements turn; then the angles are made once, unless they change with the text.
     const bool fixed =
         options.rope.scaling != RopeScaling::kDynamicNtk && options.rope.scaling != RopeScaling::kLongRope;
@@ -64,14 +89,21 @@ class RopeMechanism : public AttentionOperator {
                             {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context, angles_of(in));
   }
 
+  std::vector<KeyRange> needed_from(int64_t position) const override {
+    return exact::needed_from(position, {.window = options_.window, .sinks = options_.sinks});
+  }
+
   bool turns() const override { return true; }
   void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const override {
-    if (!angles_)
-      throw Error(ErrorKind::kUnsupported, "rope", "scaling", "", "must not depend on the text's length in a model");
+    const RopeScaling scaling = options_.rope.scaling;
+    if (scaling == RopeScaling::kDynamicNtk || scaling == RopeScaling::kLongRope)
+      throw Error(ErrorKind::kUnsupported, op(), "scaling", "", "must not depend on the text's length in a model");
+    std::optional<RopeAngles> own;
+    const RopeAngles& angles = angles_ ? *angles_ : own.emplace(rope_table(options_.rope, keys.shape[3], 1));
     std::vector<int32_t> at;
     for (int64_t b = 0; b < keys.shape[0]; ++b) at.insert(at.end(), positions.begin(), positions.end());
     rope_rotate(keys, dense_view(at.data(), DType::kI32, {keys.shape[0], static_cast<int64_t>(positions.size())}),
-                *angles_, options_.rope.interleaved, keys, context);
+                angles, options_.rope.interleaved, keys, context);
   }
 
  protected:
@@ -93,7 +125,8 @@ class RopeMechanism : public AttentionOperator {
 // Scores grow by the square of the magnitude.
 double rope_bound(const Spec& spec, const Tensors& in, std::string_view output) {
   bound::SoftmaxNorms norms = softmax_norms(spec, in);
-  const double magnitude = rope_table(exact::rope_options(spec), norms.d, norms.keys).magnitude;
+  norms.keys += 512;  // the sinks may be a partial of their own
+  const double magnitude = rope_table(exact::rope_options(spec), norms.d, 1).magnitude;
   norms.query *= std::max(1.0, magnitude);
   norms.key *= std::max(1.0, magnitude);
   const bound::SoftmaxNorms scores = exact::with_scores(norms, 0, exact::rotary_error(norms));
@@ -101,13 +134,37 @@ double rope_bound(const Spec& spec, const Tensors& in, std::string_view output) 
   return exact::rotary_gradient(scores, in, magnitude, output);
 }
 
-constexpr Entry kEntry = {
+std::unique_ptr<Component> make(const Spec& spec) {
+  return std::make_unique<RopeMechanism>(spec.name == kStreaming ? kStreaming : "rope", options_from(spec));
+}
+
+std::unique_ptr<Operator> definition(const Spec& spec) {
+  return make_rope_reference(options_from(spec));
+}
+
+int64_t axis(std::string_view name, const Spec& spec, const Sizes& sizes) {
+  if (name != "Pairs") return -1;
+  const int64_t dims = exact::rope_options(spec).dims;
+  return (dims == 0 ? sizes.d : dims) / 2;
+}
+
+std::string_view refuses(const Spec& spec, const Sizes& sizes) {
+  return exact::rope_refuses(exact::rope_options(spec), sizes.d);
+}
+
+constexpr std::string_view kCascade =
+    "x[i,d] = turn(q[i,d])\n"
+    "y[j,d] = turn(k[j,d])\n"
+    "s[i,j] = x[i,d] * y[j,d]\n" ATTEND_CASCADE_OF_SCORES;
+
+constexpr Entry kRope = {
     .kind = Kind::kMechanism,
     .name = "rope",
     .room = "exact",
     .equation =
         "w[i,.] = softmax over visible j of scale * (R(i) q[i]).(R(j) k[j])\n"
-        "R(p) turns pair n of a head by p f[n],  f[n] = base^(-2n / dims), stretched by `scaling`",
+        "R(p) turns pair n of a head by p f[n],  f[n] = base^(-2n / dims), stretched by `scaling`\n"
+        "positions=cache: R(min(i, window + sinks - 1)) q[i] for the sinks, j < sinks",
     .summary = "rotary position embeddings with every scaling in use; several bases at once",
     .options = kOptions,
     .in = kIn,
@@ -121,32 +178,50 @@ constexpr Entry kEntry = {
     .notes =
         "091: copies of a text as batch entries with a base each; merge_buckets() merges their output "
         "distributions. Scalings dynamic and longrope depend on the text's length so far, so bits do too.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<RopeMechanism>(options_from(spec));
-    },
-    .reference =
-        [](const Spec& spec) {
-          return make_rope_reference(exact::rope_options(spec), spec.flag("causal"), spec.real("scale"));
-        },
+    .make = make,
+    .reference = definition,
     .bound = rope_bound,
-    .axis = [](std::string_view name, const Spec& spec, const Sizes& sizes) -> int64_t {
-      if (name != "Pairs") return -1;
-      const int64_t dims = exact::rope_options(spec).dims;
-      return (dims == 0 ? sizes.d : dims) / 2;
-    },
-    .cascade =
-        "x[i,d] = turn(q[i,d])\n"
-        "y[j,d] = turn(k[j,d])\n"
-        "s[i,j] = x[i,d] * y[j,d]\n" ATTEND_CASCADE_OF_SCORES,
+    .axis = axis,
+    .cascade = kCascade,
     .passes = 2,
-    .refuses = [](const Spec& spec,
-                  const Sizes& sizes) { return exact::rope_refuses(exact::rope_options(spec), sizes.d); },
+    .refuses = refuses,
+};
+
+constexpr Entry kStreamingEntry = {
+    .kind = Kind::kMechanism,
+    .name = kStreaming,
+    .room = "exact",
+    .equation =
+        "w[i,.] = softmax over j with i - j < window or j < sinks of scale * (R(x) q[i]).(R(j) k[j])\n"
+        "x = i in the window, min(i, window + sinks - 1) for the sinks, j < sinks;  R as in rope",
+    .summary = "a window and sinks with positions inside the cache: reads on without end",
+    .options = kStreamingOptions,
+    .in = kIn,
+    .out = kOut,
+    .papers = kStreamingPapers,
+    .traits = {.exact_for = "every input; equal to rotary attention up to window + sinks tokens",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes =
+        "rope:positions=cache under the paper's name. A text of up to window + sinks tokens is rope's; keys are stored "
+        "turned once, at their positions in the text, and the query is turned once for the window and once for the "
+        "sinks. In a model keys outside window and sinks are freed, and distances never exceed window + sinks - 1.",
+    .make = make,
+    .reference = definition,
+    .bound = rope_bound,
+    .axis = axis,
+    .cascade = kCascade,
+    .passes = 2,
+    .refuses = refuses,
 };
 
 }  // namespace
 
 void register_rope(Registry& registry) {
-  registry.add(kEntry);
+  registry.add(kRope);
+  registry.add(kStreamingEntry);
 }
 
 }  // namespace attend

@@ -36,6 +36,12 @@ inline constexpr Option kLowFactor = {
 inline constexpr Option kHighFactor = {
     "high_factor", "turns", "llama3: faster pairs are not interpolated", "4", OptionType::kReal, 1e-6, 1e6};
 
+// All of them, in a list of options.
+#define ATTEND_ROTARY_OPTIONS                                                                          \
+  exact::kDims, exact::kBase, exact::kInterleaved, exact::kScaling, exact::kFactor, exact::kOriginal,  \
+      exact::kMagnitude, exact::kExtrapolation, exact::kBetaFast, exact::kBetaSlow, exact::kLowFactor, \
+      exact::kHighFactor
+
 // The rotary options that a completed spec has.
 RopeOptions rope_options(const Spec& spec);
 

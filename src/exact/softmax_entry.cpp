@@ -51,15 +51,7 @@ class Softmax : public AttentionOperator {
     attend::add_weight_sums(inputs(in, 0), options_, lse, sums, context);
   }
 
-  std::vector<KeyRange> needed_from(int64_t position) const override {
-    SoftmaxOptions open = options_;
-    open.causal = false;
-    const exact::Visible seen = exact::visible_from(position, open, {0, kNoEnd});
-    std::vector<KeyRange> ranges;
-    for (const KeyRange& r : {seen.a, seen.b})
-      if (r.begin < r.end) ranges.push_back(r);
-    return ranges;
-  }
+  std::vector<KeyRange> needed_from(int64_t position) const override { return exact::needed_from(position, options_); }
 
  protected:
   void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {

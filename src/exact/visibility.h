@@ -27,4 +27,14 @@ constexpr Visible visible_from(int64_t position, const SoftmaxOptions& o, KeyRan
   return {clip({0, head_end}, document), clip(tail, document)};
 }
 
+// Positions that some query at `position` or later can see.
+inline std::vector<KeyRange> needed_from(int64_t position, SoftmaxOptions open) {
+  open.causal = false;
+  const Visible seen = visible_from(position, open, {0, kNoEnd});
+  std::vector<KeyRange> ranges;
+  for (const KeyRange& r : {seen.a, seen.b})
+    if (r.begin < r.end) ranges.push_back(r);
+  return ranges;
+}
+
 }  // namespace attend::exact

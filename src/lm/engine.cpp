@@ -43,8 +43,18 @@ void set_rotary(Spec& spec, const Entry& entry, const Rotary& rotary, int64_t co
   set("original", std::to_string(o.original));
 }
 
+// A mechanism with positions of its own has something to do where distances grow: in a layer whose window is narrower
+// than the mechanism's, the model's attention stays.
+bool keeps_its_own(const Spec& policy, const AttentionLayer& layer, const Registry& registry) {
+  if (layer.window == 0) return false;
+  const Spec spec = registry.complete(policy);
+  const int64_t window = spec.find("window") ? spec.integer("window") : 0;
+  return (window == 0 || window >= layer.window) && registry.make<Operator>(spec)->turns();
+}
+
 // The policy's mechanism as one layer of a model runs it: causal, scaled and windowed as the layer is.
-Spec layer_spec(const Spec& policy, const AttentionLayer& layer, const Registry& registry) {
+Spec layer_spec(const Spec& mechanism, const AttentionLayer& layer, const Registry& registry) {
+  const Spec policy = keeps_its_own(mechanism, layer, registry) ? Spec{"softmax", {}} : mechanism;
   const Entry& entry = registry.at(policy.name);
   auto require = [&](std::string_view option, std::string_view why) {
     if (!has_option(entry, option))
@@ -128,7 +138,9 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
     layers_.push_back(mechanisms_[index].get());
   }
   // A mechanism with positions of its own may read beyond what the model was trained on.
-  const bool turned = std::all_of(layers_.begin(), layers_.end(), [](const Operator* o) { return o->turns(); });
+  // Layers with a window never see far.
+  bool turned = true;
+  for (size_t l = 0; l < layers_.size(); ++l) turned &= layers_[l]->turns() || graph.layers[l].window > 0;
   if (context < 0 || (limit_ > graph.context && !turned))
     throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
                 fmt::format("must be at most the model's {} tokens", graph.context));

@@ -13,8 +13,11 @@ class Rotated {
  public:
   Rotated(const RopeOptions& options, const Tensors& in) : o_(options), in_(in) {}
 
-  // Of the rotated query and key, not scaled.
-  double dot(const Query& at, int64_t j) {
+  int64_t width() const { return required(in_, "q").shape[3]; }
+
+  // Of the rotated query and key, not scaled; the query at its own position or at another one.
+  double dot(const Query& at, int64_t j) { return dot(at, j, at.position); }
+  double dot(const Query& at, int64_t j, int64_t position) {
     const View& q = required(in_, "q");
     const int64_t d = q.shape[3];
     if (batch_ != at.b) rope_.emplace(rope_of(at.b));
@@ -23,11 +26,12 @@ class Rotated {
       for (int64_t t = 0; t < at.keys.count; ++t)
         keys_.push_back(rope_->rotated(d, static_cast<double>(t), [&](int64_t c) { return at.keys.k(t, c); }));
     }
-    if (const int64_t now = (at.b * q.shape[1] + at.h) * q.shape[2] + at.i; row_ != now) {
-      query_ = rope_->rotated(d, static_cast<double>(at.position), [&](int64_t c) {
+    if (const int64_t now = (at.b * q.shape[1] + at.h) * q.shape[2] + at.i; row_ != now || position_ != position) {
+      query_ = rope_->rotated(d, static_cast<double>(position), [&](int64_t c) {
         return element(q, {at.b, at.h, at.i, c});
       });
       row_ = now;
+      position_ = position;
     }
     batch_ = at.b;
     head_ = at.keys.head;
@@ -37,24 +41,33 @@ class Rotated {
   }
 
   // Gradients of softmax attention whose scores are score(query, j) with a derivative slope(query, j) by the dot
-  // product above. The gradient of a rotated vector, turned back, is that of the vector.
+  // product above. The gradient of a rotated vector, turned back, is that of the vector. The query stands at
+  // position(query, j).
   template <class Score, class Slope>
   void backward(const Tensors& grad_out, const Tensors& grad_in, bool causal, Score score, Slope slope) {
+    backward(grad_out, grad_in, causal, score, slope, [](const Query& at, int64_t) { return at.position; });
+  }
+  template <class Score, class Slope, class Position>
+  void backward(const Tensors& grad_out, const Tensors& grad_in, bool causal, Score score, Slope slope,
+                Position position) {
     const View &q = required(in_, "q"), &k = required(in_, "k");
     const int64_t d = q.shape[3];
     std::vector<double> dq(static_cast<size_t>(q.count()), 0), dk(static_cast<size_t>(k.count()), 0);
     softmax_over_backward(
         in_, grad_out, optional(grad_in, "v"), causal, score, [&](const Query& at, int64_t j, double gradient) {
           const double g = gradient * slope(at, j);
+          const int64_t x = position(at, j);
+          dot(at, j, x);  // turns the query
+          const std::vector<double> to_q = turned_back(keys_[static_cast<size_t>(j)], x), to_k = turned_back(query_, j);
           const int64_t query = (at.b * q.shape[1] + at.h) * q.shape[2] + at.i,
                         key = (at.b * k.shape[1] + at.keys.head) * k.shape[2] + j;
           for (int64_t c = 0; c < d; ++c) {
-            dq[static_cast<size_t>(query * d + c)] += g * keys_[static_cast<size_t>(j)][static_cast<size_t>(c)];
-            dk[static_cast<size_t>(key * d + c)] += g * query_[static_cast<size_t>(c)];
+            dq[static_cast<size_t>(query * d + c)] += g * to_q[static_cast<size_t>(c)];
+            dk[static_cast<size_t>(key * d + c)] += g * to_k[static_cast<size_t>(c)];
           }
         });
-    turn_back(dq, q, optional(grad_in, "q"), [&](int64_t b, int64_t i) { return query_position(in_, b, i); });
-    turn_back(dk, k, optional(grad_in, "k"), [](int64_t, int64_t j) { return j; });
+    write(dq, optional(grad_in, "q"));
+    write(dk, optional(grad_in, "k"));
   }
 
  private:
@@ -66,19 +79,13 @@ class Rotated {
                 optional(in_, "long_factors"));
   }
 
-  template <class Position>
-  void turn_back(const std::vector<double>& from, const View& like, const View& to, Position position) const {
-    const int64_t d = like.shape[3];
-    for (int64_t b = 0; to.data && b < like.shape[0]; ++b) {
-      const Rope rope = rope_of(b);
-      for (int64_t h = 0; h < like.shape[1]; ++h)
-        for (int64_t t = 0; t < like.shape[2]; ++t) {
-          const size_t row = static_cast<size_t>(((b * like.shape[1] + h) * like.shape[2] + t) * d);
-          const std::vector<double> x = rope.rotated(d, -static_cast<double>(position(b, t)),
-                                                     [&](int64_t c) { return from[row + static_cast<size_t>(c)]; });
-          for (int64_t c = 0; c < d; ++c) store(to, {b, h, t, c}, x[static_cast<size_t>(c)]);
-        }
-    }
+  std::vector<double> turned_back(const std::vector<double>& x, int64_t position) const {
+    return rope_->rotated(static_cast<int64_t>(x.size()), -static_cast<double>(position),
+                          [&](int64_t c) { return x[static_cast<size_t>(c)]; });
+  }
+
+  static void write(const std::vector<double>& from, const View& to) {
+    for (size_t n = 0; to.data && n < from.size(); ++n) to.as<double>()[n] = from[n];
   }
 
   RopeOptions o_;
@@ -86,7 +93,7 @@ class Rotated {
   std::optional<Rope> rope_;
   std::vector<double> query_;
   std::vector<std::vector<double>> keys_;  // of the batch entry and head at hand
-  int64_t batch_ = -1, head_ = -1, row_ = -1;
+  int64_t batch_ = -1, head_ = -1, row_ = -1, position_ = 0;
 };
 
 }  // namespace attend::reference

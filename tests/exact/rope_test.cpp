@@ -198,6 +198,62 @@ TEST(MergeBuckets, WeighsDistributionsByTheirConfidence) {
                Error);
 }
 
+// What positions in a cache mean: from the token that makes the first key leave on, each query sees what it would see
+// as the last one of a text that holds the sinks and the window alone.
+TEST_P(Rope, InCachePositionsAreThoseOfATextWithoutWhatWasDropped) {
+  constexpr int64_t kWindow = 12, kSinks = 3, kKept = kWindow + kSinks, kLength = 200;
+  test::SmallCall call(1, 4, 2, kLength, kLength, 24, 16);
+  Context context = test::context_for(GetParam(), 2);
+  RopeAttentionOptions options{
+      .causal = true, .window = kWindow, .sinks = kSinks, .positions = RopePositions::kCache, .rope = {.dims = 16}};
+  rope_attention(call.in(), {}, {}, options, call.outputs(), context);
+  const RopeAttentionOptions plain{.causal = true, .rope = options.rope};
+  float in_text = 0;
+  for (int64_t i = 0; i < kLength; ++i) {
+    std::vector<int64_t> kept;
+    for (int64_t j = 0; j <= i; ++j)
+      if (j < kSinks || i - j < kWindow) kept.push_back(j);
+    test::SmallCall few(1, 4, 2, 1, static_cast<int64_t>(kept.size()), 24, 16);
+    for (int64_t h = 0; h < 4; ++h) std::copy_n(call.in().q.at<float>({0, h, i}), 24, few.in().q.at<float>({0, h, 0}));
+    for (int64_t h = 0; h < 2; ++h)
+      for (size_t n = 0; n < kept.size(); ++n) {
+        const int64_t to = static_cast<int64_t>(n);
+        std::copy_n(call.in().k.at<float>({0, h, kept[n]}), 24, few.in().k.at<float>({0, h, to}));
+        std::copy_n(call.in().v.at<float>({0, h, kept[n]}), 16, few.in().v.at<float>({0, h, to}));
+      }
+    rope_attention(few.in(), {}, {}, plain, few.outputs(), context);
+    for (int64_t h = 0; h < 4; ++h)
+      for (int64_t c = 0; c < 16; ++c)
+        ASSERT_NEAR(*call.outputs().out.at<float>({0, h, i, c}), *few.outputs().out.at<float>({0, h, 0, c}), 2e-5)
+            << "query " << i;
+  }
+  const std::vector<float> cached = call.out;
+  options.positions = RopePositions::kText;
+  rope_attention(call.in(), {}, {}, options, call.outputs(), context);
+  for (int64_t h = 0; h < 4; ++h)
+    for (int64_t i = 0; i < kLength; ++i)
+      for (int64_t c = 0; c < 16; ++c) {
+        const size_t at = static_cast<size_t>((h * kLength + i) * 16 + c);
+        if (i < kKept) {
+          ASSERT_NEAR(cached[at], call.out[at], 2e-5) << "nothing was dropped at " << i;
+        } else {
+          in_text = std::max(in_text, std::abs(cached[at] - call.out[at]));
+        }
+      }
+  EXPECT_GT(in_text, 1e-2f) << "the two kinds of positions differ where something was dropped";
+}
+
+TEST_P(Rope, WithoutSinksBothKindsOfPositionsAreOne) {
+  test::SmallCall call(2, 2, 1, 40, 150, 16, 16);
+  Context context = test::context_for(GetParam(), 2);
+  RopeAttentionOptions options{.causal = true, .window = 20};
+  rope_attention(call.in(), {}, {}, options, call.outputs(), context);
+  const std::vector<float> in_text = call.out;
+  options.positions = RopePositions::kCache;
+  rope_attention(call.in(), {}, {}, options, call.outputs(), context);
+  EXPECT_EQ(in_text, call.out);
+}
+
 INSTANTIATE_TEST_SUITE_P(Usable, Rope, testing::ValuesIn(test::usable_isas()),
                          [](const auto& usable) { return std::string(name_of(usable.param)); });
 

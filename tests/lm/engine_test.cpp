@@ -79,7 +79,7 @@ TEST(Session, MechanismsTurnQueriesAndKeysThemselves) {
   yarn.texts["llama.rope.scaling.type"] = "yarn";
   yarn.more_reals = {{"llama.rope.scaling.factor", 4.0f}};
   EXPECT_EQ(logits(yarn, "softmax"), logits(yarn, "rope"));
-  expect_error(ErrorKind::kUnsupported, "rotary scaling", [&] { logits(yarn, "dca"); });
+  EXPECT_EQ(logits(yarn, "softmax"), logits(yarn, "dca:chunk=200"));
 
   // Chunks of 32 tokens: other logits, the same ones however the prompt was cut, and texts beyond the trained context.
   const std::vector<float> chunked = logits(small, "dca:context=40,chunk=32");
@@ -88,6 +88,57 @@ TEST(Session, MechanismsTurnQueriesAndKeysThemselves) {
   small.integers["context_length"] = 40;
   expect_error(ErrorKind::kArgument, "40 tokens", [&] { logits(small, "softmax", 150); });
   EXPECT_EQ(chunked, logits(small, "dca:chunk=32", 150));
+}
+
+// Positions inside the cache: the model's attention until the first key leaves, then a text that never ends.
+TEST(Session, StreamsBeyondTheTrainedContext) {
+  const std::vector<int32_t> ids = some_ids(390);
+  Context context(2);
+  SmallModel small;
+  auto logits = [&](const char* policy, int64_t rows, int64_t limit = 0, int64_t chunk = 64) {
+    Session session = open(load(small), policy, limit);
+    return all_logits(session, std::span(ids).first(static_cast<size_t>(rows)), chunk, context);
+  };
+  const std::vector<float> plain = logits("softmax", 40), within = logits("streaming:window=37,sinks=3", 40);
+  float largest = 0, worst = 0;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    largest = std::max(largest, std::abs(plain[i]));
+    worst = std::max(worst, std::abs(plain[i] - within[i]));
+  }
+  EXPECT_LE(worst, 1e-4f * largest);
+  EXPECT_NE(logits("rope:window=37,sinks=3", 200), logits("streaming:window=37,sinks=3", 200));
+  EXPECT_EQ(logits("rope:window=37,sinks=3", 200), logits("softmax:window=37,sinks=3", 200));
+  small.integers["context_length"] = 64;
+  const std::vector<float> streamed = logits("streaming:window=37,sinks=3", 390, 390);
+  for (int64_t chunk : {1, 23}) EXPECT_EQ(streamed, logits("streaming:window=37,sinks=3", 390, 390, chunk));
+  Session session = open(load(small), "streaming:window=37,sinks=3", 390);
+  session.prefill(ids, 64, Outputs::kNone, nullptr, context);
+  EXPECT_EQ(session.bytes_read_next(), 4 * 40 * 16 * 4);
+  EXPECT_LE(session.bytes(), 4 * 256 * (16 * 4 + 4)) << "what no query sees any more is freed";
+}
+
+// Local layers never see far: they keep the model's attention unless the mechanism's window is narrower.
+TEST(Session, MechanismsWithPositionsOfTheirOwnLeaveLocalLayersAlone) {
+  SmallModel small;
+  small.architecture = "gemma3";
+  small.layers = 6;
+  const std::vector<int32_t> ids = some_ids(150);
+  Context context(2);
+  auto logits = [&](const char* policy, int64_t limit = 0) {
+    Session session = open(load(small), policy, limit);
+    return all_logits(session, ids, 64, context);
+  };
+  const std::vector<float> plain = logits("softmax");
+  EXPECT_EQ(plain, logits("rope"));
+  EXPECT_EQ(plain, logits("dca:chunk=200"));
+  EXPECT_EQ(logits("softmax:window=4"), logits("rope:window=4"));
+  const std::vector<float> chunked = logits("dca:context=40,chunk=32");
+  EXPECT_NE(plain, chunked);
+  expect_error(ErrorKind::kSpec, "local layers", [&] { logits("cog"); });
+  small.integers["context_length"] = 40;
+  EXPECT_EQ(chunked, logits("dca:chunk=32", 150));
+  logits("streaming:window=36,sinks=4", 150);
+  expect_error(ErrorKind::kArgument, "40 tokens", [&] { logits("softmax", 150); });
 }
 
 TEST(Session, RefusesRotaryDivisorsThatAreNone) {

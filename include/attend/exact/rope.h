@@ -15,11 +15,18 @@
 //     longrope  theta / short[i] where T <= L, theta / long[i] beyond;   m = sqrt(1 + ln s / ln L) for s > 1
 //   m = 1 unless said otherwise; both queries and keys are multiplied by it, so scores are by its square.
 //
+// Attention with a window W and S sinks sees keys j with P - j < W or j < S from position P. Their scores are those of
+//   text positions    (R(P) q) . (R(j) k[j])
+//   cache positions   the same for j >= S;  (R(min(P, W + S - 1)) q) . (R(j) k[j])  for the sinks, j < S
+// so that from P = W + S on, when the first keys have left, what is seen counts as a text of W + S tokens: keys of the
+// window keep their distances, the sinks stand right before the window, and no distance ever exceeds W + S - 1.
+//
 // Source   Su et al. 2021, arXiv:2104.09864, equation 34; Chen et al. 2023, arXiv:2306.15595 (linear); Peng et al.
 // 2023,
 //          arXiv:2309.00071, sections 3.1 (ntk), 3.2 (yarn, whose lambda and gamma(r) are written by pair as in its
 //          authors' code), 3.3 (dynamic), 3.4 (m); Llama 3.1's reference code (llama3); Ding et al. 2024,
-//          arXiv:2402.13753 (longrope; m as in Phi-3's code).
+//          arXiv:2402.13753 (longrope; m as in Phi-3's code); Xiao et al. 2023, arXiv:2309.17453, section 3.2 (cache
+//          positions; the paper turns all cached keys again at every step, here the query is turned twice).
 // Shapes   x [B,H,T,D] f32, f16 or bf16   positions [B,T] i32   ->   out [B,H,T,D] f32
 // Cost     3 flops an element and a sine and cosine for every 64th position and pair
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown
@@ -79,19 +86,15 @@ void rope_rotate(const View& x, const View& positions, const RopeAngles& angles,
 // "attention buckets"), whose output distributions merge_buckets() merges. Keys as arrays come unrotated, at positions
 // 0, 1, ..; the text's length is Tk. Those of key views were rotated when they were stored: then `bases`, and scalings
 // that depend on the text's length, are refused. `angles`, if given, are those of options.rope for heads as wide as
-// these, and replace bases and factors. `variant` is that of softmax_attention.
-struct RopeAttentionOptions {
-  bool causal = false;
-  double scale = 0;  // 0: 1/sqrt(D)
-  RopeOptions rope = {};
-};
+// these, and replace bases and factors. `variant` is that of softmax_attention; with cache positions one of
+// softmax_partial.
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                     const AttnOut& out, Context& context, const RopeAngles* angles = nullptr,
                     const Variant& variant = {});
 
 // As softmax_attention_backward (attend/exact/softmax.h), with respect to unrotated queries and keys: the gradients of
 // the rotated ones, turned back. `forward` holds both outputs of rope_attention for the same arguments. Bases and
-// factors have no gradient.
+// factors have no gradient. Cache positions take neither bias, sink logits, documents nor a variant here.
 void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors& factors,
                              const RopeAttentionOptions& options, const AttnOut& forward, const AttnOutGrad& grad_out,
                              const AttnGrad& grad_in, Context& context, const RopeAngles* angles = nullptr,

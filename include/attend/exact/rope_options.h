@@ -23,4 +23,18 @@ struct RopeOptions {
   double high_factor = 4;    // llama3: one that turns more often is not
 };
 
+// Where a query stands for sinks that lie further back than its window: at its position in the text, or right behind
+// the window, as if what lies between had never been written.
+enum class RopePositions { kText, kCache };
+inline constexpr std::string_view kRopePositions[] = {"text", "cache"};
+
+struct RopeAttentionOptions {
+  bool causal = false;
+  double scale = 0;    // 0: 1/sqrt(D)
+  int64_t window = 0;  // tokens, counting the query's own; 0: no limit
+  int64_t sinks = 0;   // tokens at the start that a window keeps visible
+  RopePositions positions = RopePositions::kText;
+  RopeOptions rope = {};
+};
+
 }  // namespace attend

@@ -7,6 +7,6 @@
 
 namespace attend {
 
-std::unique_ptr<Operator> make_rope_reference(const RopeOptions& rope, bool causal, double scale);
+std::unique_ptr<Operator> make_rope_reference(const RopeAttentionOptions& options);
 
 }  // namespace attend
