@@ -84,10 +84,11 @@ struct Rope {
   std::vector<double> rotated(int64_t d, double position, Get get) const {
     std::vector<double> y(static_cast<size_t>(d));
     for (int64_t c = 0; c < d; ++c) y[static_cast<size_t>(c)] = get(c);
+    const double m = magnitude();
     for (int64_t i = 0; i < dims / 2; ++i) {
       const double angle = position * frequency[static_cast<size_t>(i)], a = get(first(i)), b = get(second(i));
-      y[static_cast<size_t>(first(i))] = magnitude() * (a * std::cos(angle) - b * std::sin(angle));
-      y[static_cast<size_t>(second(i))] = magnitude() * (a * std::sin(angle) + b * std::cos(angle));
+      y[static_cast<size_t>(first(i))] = m * (a * std::cos(angle) - b * std::sin(angle));
+      y[static_cast<size_t>(second(i))] = m * (a * std::sin(angle) + b * std::cos(angle));
     }
     return y;
   }

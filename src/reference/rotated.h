@@ -58,15 +58,22 @@ class Rotated {
           const double g = gradient * slope(at, j);
           const int64_t x = position(at, j);
           dot(at, j, x);  // turns the query
-          const std::vector<double> to_q = turned_back(keys_[static_cast<size_t>(j)], x), to_k = turned_back(query_, j);
+          const std::vector<double> to_q = turned_back(*rope_, keys_[static_cast<size_t>(j)].data(), d, x);
           const int64_t query = (at.b * q.shape[1] + at.h) * q.shape[2] + at.i,
                         key = (at.b * k.shape[1] + at.keys.head) * k.shape[2] + j;
           for (int64_t c = 0; c < d; ++c) {
             dq[static_cast<size_t>(query * d + c)] += g * to_q[static_cast<size_t>(c)];
-            dk[static_cast<size_t>(key * d + c)] += g * to_k[static_cast<size_t>(c)];
+            dk[static_cast<size_t>(key * d + c)] += g * query_[static_cast<size_t>(c)];
           }
         });
     write(dq, optional(grad_in, "q"));
+    for (int64_t b = 0; b < k.shape[0]; ++b) {
+      const Rope rope = rope_of(b);
+      for (int64_t row = b * k.shape[1] * k.shape[2]; row < (b + 1) * k.shape[1] * k.shape[2]; ++row) {
+        const std::vector<double> x = turned_back(rope, dk.data() + row * d, d, row % k.shape[2]);
+        std::copy(x.begin(), x.end(), dk.begin() + row * d);
+      }
+    }
     write(dk, optional(grad_in, "k"));
   }
 
@@ -79,9 +86,8 @@ class Rotated {
                 optional(in_, "long_factors"));
   }
 
-  std::vector<double> turned_back(const std::vector<double>& x, int64_t position) const {
-    return rope_->rotated(static_cast<int64_t>(x.size()), -static_cast<double>(position),
-                          [&](int64_t c) { return x[static_cast<size_t>(c)]; });
+  static std::vector<double> turned_back(const Rope& rope, const double* x, int64_t d, int64_t position) {
+    return rope.rotated(d, -static_cast<double>(position), [&](int64_t c) { return x[c]; });
   }
 
   static void write(const std::vector<double>& from, const View& to) {
