@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <tuple>
 
 #include "attend/kv/codec.h"
 #include "attend/simd/isa.h"
@@ -171,6 +173,7 @@ void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, 
   last_ = {};
   const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, *retainer_, context);
   position_ += rows;
+  peak_bytes_ = std::max(peak_bytes_, store_->bytes());
   if (wanted == 0) return;
   const int64_t vocabulary = model_->graph().vocabulary, width = hidden.shape[1];
   const int64_t batch = std::min(wanted, kOutputRows);
@@ -215,8 +218,22 @@ std::span<const float> Session::decode(int32_t id, Context& context) {
 void Session::clear() {
   store_->clear();
   last_ = {};
-  position_ = 0;
+  position_ = peak_bytes_ = 0;
   retainer_->clear();
+}
+
+std::vector<int32_t> Session::kept_positions(int layer, int head) const {
+  const int layers = static_cast<int>(layers_.size()), heads = model_->graph().layers.front().kv_heads;
+  for (const auto& [name, got, count] : {std::tuple{"layer", layer, layers}, std::tuple{"head", head, heads}})
+    if (got < 0 || got >= count)
+      throw Error(ErrorKind::kArgument, "session", name, std::to_string(got), fmt::format("the model has {}", count));
+  const KeyView keys = store_->keys(layer, head);
+  std::vector<int32_t> positions(keys.position.begin(), keys.position.end());
+  if (positions.empty()) {
+    positions.resize(static_cast<size_t>(keys.count()));
+    std::iota(positions.begin(), positions.end(), 0);
+  }
+  return positions;
 }
 
 int64_t Session::bytes_read_next() const {

@@ -190,10 +190,24 @@ TEST(Engine, DropsWhatAWindowHidesWithoutChangingABit) {
     EXPECT_LE(cut.bytes(), 4 * 384 * (16 * 4 + 4)) << chunk;
     // The next query sees 3 sinks and 20 keys, one of them its own.
     EXPECT_EQ(cut.bytes_read_next(), 4 * 23 * 16 * 4) << chunk;
+    // A step's keys are there before others are dropped.
+    EXPECT_GE(cut.peak_bytes(), 4 * (22 + chunk) * (16 * 4 + 4)) << chunk;
+    std::vector<int32_t> kept = {0, 1, 2};
+    for (int32_t i = 390 - 19; i < 390; ++i) kept.push_back(i);
+    for (int layer = 0; layer < 2; ++layer)
+      for (int head = 0; head < 2; ++head) EXPECT_EQ(cut.kept_positions(layer, head), kept);
+    expect_error(ErrorKind::kArgument, "layer = 2, the model has 2", [&] { cut.kept_positions(2, 0); });
+    expect_error(ErrorKind::kArgument, "head = -1, the model has 2", [&] { cut.kept_positions(0, -1); });
+    cut.clear();
+    EXPECT_EQ(cut.peak_bytes(), 0);
+    EXPECT_TRUE(cut.kept_positions(0, 0).empty());
   }
   Session all = open(model);
   all_logits(all, ids, 64, context);
   EXPECT_EQ(all.bytes_read_next(), 4 * 391 * 16 * 4);
+  EXPECT_EQ(all.peak_bytes(), all.bytes());
+  EXPECT_EQ(all.kept_positions(1, 1).size(), 390u);
+  EXPECT_EQ(all.kept_positions(1, 1).back(), 389);
 }
 
 TEST(Engine, LocalLayersKeepTheirOwnWindow) {

@@ -63,6 +63,10 @@ class Session {
   int64_t position() const { return position_; }  // tokens seen
   int64_t context() const { return limit_; }
   int64_t bytes() const { return store_->bytes(); }
+  int64_t peak_bytes() const { return peak_bytes_; }  // most that the store held after a step, before keys were dropped
+
+  // Positions of the keys that a layer and kv head holds, ascending. Linear in their number. Throws Error(kArgument).
+  std::vector<int32_t> kept_positions(int layer, int head) const;
 
   // Bytes of keys and values that the next token's query sees, over layers and kv heads, its own key included.
   int64_t bytes_read_next() const;
@@ -81,6 +85,7 @@ class Session {
   std::span<const float> last_;  // of logits_
   Buffer logits_;                // [kOutputRows, vocabulary]
   int64_t key_bytes_ = 0;        // of one key and its value
+  int64_t peak_bytes_ = 0;
 };
 
 }  // namespace attend
