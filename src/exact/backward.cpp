@@ -232,7 +232,7 @@ class Backward {
                  .d = static_cast<int>(p_.d),
                  .dv = static_cast<int>(p_.dv),
                  .q_position = w.q_position,
-                 .runs = k.runs(),
+                 .runs = k.runs(task.split.first_slot, task.split.first_slot + task.split.cols),
                  .k_type = k.k_type(),
                  .v_type = k.v_type(),
                  .first_slot = task.split.first_slot,

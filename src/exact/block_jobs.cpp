@@ -95,7 +95,7 @@ SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) co
       .d = static_cast<int>(p_.d),
       .dv = static_cast<int>(p_.dv),
       .q_position = w.q_position,
-      .runs = k.runs(),
+      .runs = k.runs(split.first_slot, split.first_slot + split.cols),
       .k_type = k.k_type(),
       .v_type = k.v_type(),
       .first_slot = split.first_slot,

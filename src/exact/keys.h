@@ -18,6 +18,14 @@ class Keys {
   }
 
   std::span<const KeyRun> runs() const { return single_.k ? std::span(&single_, 1) : view_.runs; }
+  // Those that hold slots [begin, end).
+  std::span<const KeyRun> runs(int64_t begin, int64_t end) const {
+    const std::span<const KeyRun> all = runs();
+    const auto first = std::partition_point(all.begin(), all.end(),
+                                            [&](const KeyRun& r) { return r.first_slot + r.count <= begin; });
+    const auto last = std::partition_point(first, all.end(), [&](const KeyRun& r) { return r.first_slot < end; });
+    return {first, last};
+  }
   DType k_type() const { return view_.k_type; }
   DType v_type() const { return view_.v_type; }
   int64_t count() const { return count_; }

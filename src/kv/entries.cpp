@@ -2,7 +2,6 @@
 #include "kv/entries.h"
 #include "attend/kv/codec.h"
 #include "attend/kv/register.h"
-#include "attend/kv/store.h"
 
 namespace attend {
 namespace {
@@ -10,14 +9,6 @@ namespace {
 template <DType type>
 std::unique_ptr<Component> make_codec(const Spec&) {
   return std::make_unique<Codec>(type);
-}
-
-struct ContiguousFactory : StoreFactory {
-  std::unique_ptr<Store> open(const StoreShape& shape) const override { return make_contiguous_store(shape); }
-};
-
-std::unique_ptr<Component> make_contiguous(const Spec&) {
-  return std::make_unique<ContiguousFactory>();
 }
 
 constexpr Entry kEntries[] = {
@@ -90,24 +81,13 @@ constexpr Entry kEntries[] = {
          "Rows must be multiples of 32 elements. Integers of a row come first, then its scales; a block that is not "
          "finite, or beyond 5.2e5, reads as NaN.",
      .make = make_codec<DType::kQ4_0>},
-    {.kind = Kind::kStore,
-     .name = "contiguous",
-     .room = "kv",
-     .equation = "slot s of a layer and head lies at row s of one buffer",
-     .summary = "One buffer for each layer and kv head, which grows with use and shrinks when keys are dropped.",
-     .options = {},
-     .in = {},
-     .out = {},
-     .papers = {},
-     .traits = {.exact_for = "every mechanism that reads keys", .forms = {}, .patterns = {}},
-     .notes = {},
-     .make = make_contiguous},
 };
 
 }  // namespace
 
 void register_kv(Registry& registry) {
   for (const Entry& entry : kEntries) registry.add(entry);
+  register_stores(registry);
   register_allocators(registry);
   register_norm_retentions(registry);
   register_weight_retentions(registry);

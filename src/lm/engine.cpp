@@ -125,7 +125,8 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                        .kv_heads = first.kv_heads,
                        .d = first.d,
                        .dv = first.dv,
-                       .codec = codec->type});
+                       .codec = codec->type,
+                       .context = limit_});
   key_bytes_ = row_bytes(codec->type, first.d) + row_bytes(codec->type, first.dv);
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {

@@ -36,6 +36,7 @@ class JobKeys {
   template <class F>
   void each_run(int begin, int end, F f) const {
     for (const KeyRun& run : job_.runs) {
+      if (run.first_slot >= job_.first_slot + end) break;
       const int64_t from = std::max<int64_t>(run.first_slot, job_.first_slot + begin);
       const int64_t to = std::min<int64_t>(run.first_slot + run.count, job_.first_slot + end);
       if (from >= to) continue;

@@ -33,30 +33,38 @@ void expect_same(const Logits& got, const Logits& wanted) {
         << "row " << r;
 }
 
-void check(const char* file, const char* policy_text, int64_t tokens) {
+std::shared_ptr<const LanguageModel> load(const char* file) {
   const auto path = test::model_file(file);
-  ASSERT_FALSE(path.empty());
   Context loader;
-  const auto model = LanguageModel::load(path, ComputeMode::kDefault, loader);
-  const Policy policy = model_policy(policy_text, model->compute(), registry());
+  return path.empty() ? nullptr : LanguageModel::load(path, ComputeMode::kDefault, loader);
+}
+
+// The last `decoded` of the tokens one by one.
+Logits run_model(const std::shared_ptr<const LanguageModel>& model, const char* policy, int64_t tokens, int64_t chunk,
+                 int threads, int64_t decoded) {
+  SCOPED_TRACE(fmt::format("chunk {} threads {} decoded {}", chunk, threads, decoded));
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < tokens; ++i) ids.push_back(static_cast<int32_t>((i * 7919 + 13) % model->graph().vocabulary));
+  Context context(threads);
+  Session session(model, model_policy(policy, model->compute(), registry()), registry());
+  Logits all;
+  const size_t prompt = ids.size() - static_cast<size_t>(decoded);
+  session.prefill(
+      std::span(ids).first(prompt), chunk, Outputs::kAll,
+      [&](int64_t first, const View& rows) { all.take(first, rows); }, context);
+  for (size_t i = prompt; i < ids.size(); ++i) {
+    std::span<const float> row = session.decode(ids[i], context);
+    all.take(static_cast<int64_t>(i),
+             dense_view(const_cast<float*>(row.data()), DType::kF32, {1, static_cast<int64_t>(row.size())}));
+  }
+  return all;
+}
 
-  auto run = [&](int64_t chunk, int threads, size_t decoded) {
-    SCOPED_TRACE(fmt::format("chunk {} threads {} decoded {}", chunk, threads, decoded));
-    Context context(threads);
-    Session session(model, policy, registry());
-    Logits all;
-    const size_t prompt = ids.size() - decoded;
-    session.prefill(
-        std::span(ids).first(prompt), chunk, Outputs::kAll,
-        [&](int64_t first, const View& rows) { all.take(first, rows); }, context);
-    for (size_t i = prompt; i < ids.size(); ++i) {
-      std::span<const float> row = session.decode(ids[i], context);
-      all.take(static_cast<int64_t>(i),
-               dense_view(const_cast<float*>(row.data()), DType::kF32, {1, static_cast<int64_t>(row.size())}));
-    }
-    return all;
+void check(const char* file, const char* policy, int64_t tokens) {
+  const auto model = load(file);
+  ASSERT_TRUE(model);
+  auto run = [&](int64_t chunk, int threads, int64_t decoded) {
+    return run_model(model, policy, tokens, chunk, threads, decoded);
   };
   const Logits wanted = run(512, 1, 0);
   expect_same(run(1, 2, 0), wanted);
@@ -80,6 +88,20 @@ TEST(SameBits, SmollmQuantisedKeysAndWindow) {
 }
 TEST(SameBits, Gemma) {
   check(test::kGemmaFile, "softmax + bf16", 70);
+}
+
+// Nor on where keys lie.
+TEST(SameBits, SmollmStores) {
+  const auto model = load(test::kSmollmFile);
+  ASSERT_TRUE(model);
+  constexpr int64_t kTokens = 90;
+  const Logits wanted = run_model(model, "softmax:window=24,sinks=3 + contiguous", kTokens, 512, 2, 0);
+  for (const Entry* entry : registry().entries())
+    if (entry->kind == Kind::kStore) {
+      SCOPED_TRACE(entry->name);
+      const std::string policy = fmt::format("softmax:window=24,sinks=3 + {}", entry->name);
+      expect_same(run_model(model, policy.c_str(), kTokens, 40, 2, 20), wanted);
+    }
 }
 
 }  // namespace

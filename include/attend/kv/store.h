@@ -13,33 +13,48 @@ namespace attend {
 struct StoreShape {
   int layers, kv_heads;
   int64_t d, dv;
-  DType codec;  // type of stored keys and values
+  DType codec;          // type of stored keys and values
+  int64_t context = 0;  // most tokens that a sequence will hold, for stores that reserve addresses; 0: not known
 };
 
+// Not for use by two threads at once; stores that share memory (fork()) may each be used by a thread of their own.
 struct Store : Component {
+  virtual const StoreShape& shape() const = 0;
+
   // Converts and appends k [Hkv, T, D] and v [Hkv, T, Dv] (f32) of one layer; positions ascend beyond those present.
-  // Throws Error(kArgument), Error(kMemory); on failure nothing changes.
+  // Throws Error(kArgument), Error(kMemory), Error(kFile); on failure no key changes.
   virtual void append(int layer, const View& k, const View& v, std::span<const int32_t> position) = 0;
+
+  // Appends keys that are coded already, of the store's codec, to one head. Errors as append().
+  virtual void append_coded(int layer, int head, const KeyView& keys) = 0;
 
   // Valid until the next append or keep on that layer.
   virtual KeyView keys(int layer, int head) const = 0;
 
-  // Keeps the slots given (ascending) and gives memory back.
+  // Keeps the slots given (ascending) and gives memory back. Throws Error(kArgument), and Error(kMemory) where kept
+  // keys move to other memory; on failure no key changes.
   virtual void keep(int layer, int head, std::span<const int64_t> slots) = 0;
 
   virtual void clear() = 0;
-  virtual int64_t bytes() const = 0;  // memory held for keys, values and positions
+
+  // A store of the same keys, independent of this one: a text that goes on in several ways (samples, beams).
+  virtual std::unique_ptr<Store> fork() const = 0;
+
+  virtual int64_t bytes() const = 0;                // memory held for keys, values and positions
+  virtual int64_t disk_bytes() const { return 0; }  // held by files, in memory or not
 };
 
-// Opens stores of one kind: made by registry entries of Kind::kStore.
+// Opens stores of one kind: made by registry entries of Kind::kStore. Stores that one factory opened may share memory.
 struct StoreFactory : Component {
   virtual std::unique_ptr<Store> open(const StoreShape& shape) const = 0;
 };
 
+// Throws Error(kArgument) for a shape that is not positive, for a codec other than f32, f16, bf16, q8_0 and q4_0, and
+// for one of the last two with rows that are no multiples of 32 elements. What every make_*_store() does first.
+void check_store_shape(const StoreShape& shape);
+
 // One growing buffer for each layer and head. Capacity follows use in steps of an eighth, at least 32 tokens, and is
 // given back once more than two steps stand empty. Positions are held only where they differ from slots.
-// Throws Error(kArgument) for a shape that is not positive, for a codec other than f32, f16, bf16, q8_0 and q4_0, and
-// for one of the last two with rows that are no multiples of 32 elements.
 std::unique_ptr<Store> make_contiguous_store(const StoreShape& shape);
 
 }  // namespace attend

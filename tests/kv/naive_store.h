@@ -1,0 +1,208 @@
+#pragma once
+// What a store should hold: lists of positions and rows, and random sequences of what may happen to a store.
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attend/kv/store.h"
+#include "attend/tensor/quantised_row.h"
+
+namespace attend::test {
+
+// What a row reads as.
+inline std::vector<float> stored(const std::vector<float>& row, DType codec) {
+  std::vector<float> x = row;
+  if (is_quantised(codec)) {
+    const int64_t n = static_cast<int64_t>(row.size());
+    std::vector<uint8_t> coded(static_cast<size_t>(row_bytes(codec, n)));
+    quantise_row(row.data(), n, codec, coded.data());
+    dequantise_row(coded.data(), n, codec, x.data());
+    return x;
+  }
+  for (float& v : x) v = codec == DType::kF16 ? to_f32(to_f16(v)) : codec == DType::kBF16 ? to_f32(to_bf16(v)) : v;
+  return x;
+}
+
+inline float read(const void* row, int64_t i, int64_t n, DType codec) {
+  if (is_quantised(codec)) return quantised_element(row, n, codec, i);
+  if (codec == DType::kF16) return to_f32(static_cast<const F16*>(row)[i]);
+  if (codec == DType::kBF16) return to_f32(static_cast<const BF16*>(row)[i]);
+  return static_cast<const float*>(row)[i];
+}
+
+struct NaiveKey {
+  int32_t position;
+  std::vector<float> k, v;
+};
+
+class NaiveStore {
+ public:
+  explicit NaiveStore(const StoreShape& shape)
+      : shape_(shape), heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+
+  std::vector<NaiveKey>& at(int layer, int head) { return heads_[static_cast<size_t>(layer * shape_.kv_heads + head)]; }
+
+  // Empty, or in what the store differs.
+  std::string difference(const Store& store) {
+    for (int layer = 0; layer < shape_.layers; ++layer)
+      for (int head = 0; head < shape_.kv_heads; ++head)
+        if (std::string text = difference(store.keys(layer, head), at(layer, head)); !text.empty())
+          return fmt::format("layer {} head {}: {}", layer, head, text);
+    return "";
+  }
+
+ private:
+  std::string difference(const KeyView& view, const std::vector<NaiveKey>& keys) const {
+    if (view.count() != static_cast<int64_t>(keys.size()))
+      return fmt::format("{} of {} keys", view.count(), keys.size());
+    if (view.k_type != shape_.codec || view.v_type != shape_.codec) return "another type";
+    const int64_t element = size_of(shape_.codec);
+    int64_t next = 0;
+    for (const KeyRun& run : view.runs) {
+      if (run.first_slot != next || run.count < 1)
+        return fmt::format("a run from slot {} instead of {}", run.first_slot, next);
+      for (int64_t i = 0; i < run.count; ++i, ++next) {
+        const NaiveKey& key = keys[static_cast<size_t>(next)];
+        if ((view.position.empty() ? next : view.position[static_cast<size_t>(next)]) != key.position)
+          return fmt::format("the position of slot {}", next);
+        for (int64_t c = 0; c < shape_.d; ++c)
+          if (read(static_cast<const char*>(run.k) + i * run.k_stride * element, c, shape_.d, shape_.codec) !=
+              key.k[static_cast<size_t>(c)])
+            return fmt::format("key {} of slot {}", c, next);
+        for (int64_t c = 0; c < shape_.dv; ++c)
+          if (read(static_cast<const char*>(run.v) + i * run.v_stride * element, c, shape_.dv, shape_.codec) !=
+              key.v[static_cast<size_t>(c)])
+            return fmt::format("value {} of slot {}", c, next);
+      }
+    }
+    return "";
+  }
+
+  StoreShape shape_;
+  std::vector<std::vector<NaiveKey>> heads_;
+};
+
+// Random events on a sequence and its forks: `random` gives any 32 bits. Every store must follow its naive twin.
+class StoreWalk {
+ public:
+  StoreWalk(std::function<std::unique_ptr<Store>(const StoreShape&)> open, const StoreShape& shape,
+            std::function<uint32_t()> random)
+      : open_(std::move(open)), shape_(shape), random_(std::move(random)) {
+    start();
+  }
+
+  // Empty, or what went wrong.
+  std::string step() {
+    const size_t which = random_() % texts_.size();
+    Text& text = texts_[which];
+    const uint32_t what = random_() % 24;
+    if (what < 15) {
+      append(text);
+    } else if (what < 21) {
+      keep(text);
+    } else if (what == 21) {
+      if (texts_.size() < 4) {
+        Text fork{text.store->fork(), text.naive, text.next};
+        texts_.push_back(std::move(fork));
+      }
+    } else if (what == 22) {
+      if (texts_.size() < 4) start();
+    } else if (random_() % 2) {
+      text.store->clear();
+      text.naive = NaiveStore(shape_);
+      text.next.assign(text.next.size(), 0);
+    } else {
+      texts_.erase(texts_.begin() + static_cast<int64_t>(which));
+      if (texts_.empty()) start();
+    }
+    for (size_t t = 0; t < texts_.size(); ++t)
+      if (std::string found = texts_[t].naive.difference(*texts_[t].store); !found.empty())
+        return fmt::format("text {} of {}: {}", t, texts_.size(), found);
+    return "";
+  }
+
+ private:
+  struct Text {
+    std::unique_ptr<Store> store;
+    NaiveStore naive;
+    std::vector<int32_t> next;  // position, of each layer
+  };
+
+  void start() {
+    texts_.push_back({open_(shape_), NaiveStore(shape_), std::vector<int32_t>(static_cast<size_t>(shape_.layers))});
+  }
+
+  // Rows of one of few texts, so that pages of equal content occur.
+  std::vector<float> row(uint32_t text, int layer, int head, int32_t position, int64_t width) const {
+    std::vector<float> x(static_cast<size_t>(width));
+    uint32_t state = text * 2654435761u + static_cast<uint32_t>(layer * 64 + head) * 40503u +
+                     static_cast<uint32_t>(position) * 2246822519u + static_cast<uint32_t>(width);
+    for (float& v : x) {
+      state = state * 1664525u + 1013904223u;
+      v = static_cast<float>(static_cast<int32_t>(state >> 8) - (1 << 23)) * 0x1p-21f;
+    }
+    return x;
+  }
+
+  void append(Text& text) {
+    const int layer = static_cast<int>(random_() % static_cast<uint32_t>(shape_.layers));
+    int32_t& next = text.next[static_cast<size_t>(layer)];
+    int64_t held = 0;
+    for (int h = 0; h < shape_.kv_heads; ++h)
+      held = std::max(held, static_cast<int64_t>(text.naive.at(layer, h).size()));
+    int64_t t = random_() % 5 ? random_() % 8 : 1 + random_() % 200;
+    t = std::min(t, 600 - held);
+    if (t <= 0) return;
+    const uint32_t source = random_() % 3;
+    std::vector<int32_t> position;
+    for (int64_t i = 0; i < t; ++i) {
+      next += random_() % 60 == 0 ? 5 : 0;
+      position.push_back(next++);
+    }
+    std::vector<float> k, v;  // [t, heads, width]
+    for (int64_t i = 0; i < t; ++i)
+      for (int h = 0; h < shape_.kv_heads; ++h) {
+        const std::vector<float> a = row(source, layer, h, position[static_cast<size_t>(i)], shape_.d);
+        const std::vector<float> b = row(source, layer, h, position[static_cast<size_t>(i)], shape_.dv);
+        k.insert(k.end(), a.begin(), a.end());
+        v.insert(v.end(), b.begin(), b.end());
+        text.naive.at(layer, h).push_back(
+            {position[static_cast<size_t>(i)], stored(a, shape_.codec), stored(b, shape_.codec)});
+      }
+    auto view = [&](std::vector<float>& rows, int64_t width) {
+      View heads = dense_view(rows.data(), DType::kF32, {shape_.kv_heads, t, width});
+      heads.stride = {width, shape_.kv_heads * width, 1};
+      return heads;
+    };
+    text.store->append(layer, view(k, shape_.d), view(v, shape_.dv), position);
+  }
+
+  void keep(Text& text) {
+    const int layer = static_cast<int>(random_() % static_cast<uint32_t>(shape_.layers));
+    const int head = static_cast<int>(random_() % static_cast<uint32_t>(shape_.kv_heads));
+    std::vector<NaiveKey>& keys = text.naive.at(layer, head);
+    std::vector<int64_t> slots;
+    std::vector<NaiveKey> kept;
+    const uint32_t how = random_() % 5;  // all, the end, the beginning, some, a window after sinks
+    const size_t cut = keys.empty() ? 0 : random_() % keys.size();
+    for (size_t s = 0; s < keys.size(); ++s)
+      if (how == 0 || (how == 1 && s >= cut) || (how == 2 && s < cut) || (how == 3 && random_() % 2) ||
+          (how == 4 && (s < 4 || s >= cut / 32 * 32))) {
+        slots.push_back(static_cast<int64_t>(s));
+        kept.push_back(keys[s]);
+      }
+    text.store->keep(layer, head, slots);
+    keys = kept;
+  }
+
+  std::function<std::unique_ptr<Store>(const StoreShape&)> open_;
+  StoreShape shape_;
+  std::function<uint32_t()> random_;
+  std::vector<Text> texts_;
+};
+
+}  // namespace attend::test

@@ -1,0 +1,38 @@
+#include "attend/kv/retention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace attend {
+namespace {
+
+struct SinksAndWindow : Operator {
+  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors&) const override { return {}; }
+  void forward(const Tensors&, const Tensors&, Form, Context&) const override {}
+  std::vector<KeyRange> needed_from(int64_t position) const override {
+    return {{0, 2}, {std::max<int64_t>(2, position - 9), kNoEnd}};
+  }
+};
+
+TEST(Retention, DropsWhatNobodySees) {
+  std::vector<int32_t> position;
+  for (int32_t p = 0; p < 30; p += 2) position.push_back(p);
+  KeyRun run;
+  run.count = 15;
+  KeyView plain, keys;
+  plain.runs = keys.runs = {&run, 1};
+  keys.position = position;
+  std::vector<int64_t> slots;
+  const SinksAndWindow mechanism;
+  make_implied_retention(mechanism)->choose({.keys = keys, .d = 4, .dv = 4, .next_position = 30}, slots);
+  EXPECT_EQ(slots, (std::vector<int64_t>{0, 11, 12, 13, 14}));
+  make_keep_all()->choose({.keys = keys, .d = 4, .dv = 4, .next_position = 30}, slots);
+  EXPECT_EQ(slots.size(), 15u);
+  EXPECT_EQ(slots_in(plain, {4, kNoEnd}), (KeyRange{4, 15}));
+  EXPECT_EQ(slots_in(plain, {40, kNoEnd}), (KeyRange{15, 15}));
+}
+
+}  // namespace
+}  // namespace attend
