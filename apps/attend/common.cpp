@@ -45,7 +45,7 @@ void declare_model(Options& options, std::string& model) {
 void declare_policy(Options& options, std::string& policy) {
   options.text("--policy SPECS", policy,
                "what to attend to and what to keep, specs joined by '+', e.g. \"softmax:window=512,sinks=4 + f16\" "
-               "(see attend list)");
+               "(see attend list); policies joined by '|' read side by side, their predictions merged by confidence");
 }
 
 void declare_chunk(Options& options, int64_t& chunk) {

@@ -122,10 +122,10 @@ int run_compare(const CompareCommand& options) {
   Context context = make_context(options.model.threads, &bar);
   const std::string text = require_text(read_text(options.text), options.text);
   const std::vector<std::string> texts = split_policies(options.policies);
-  for (const std::string& policy : texts) (void)registry().policy(policy);  // before the model is loaded
+  for (const std::string& policy : texts) check_policies(policy);  // before the model is loaded
   const auto model = load_model(options.model, context);
-  std::vector<Policy> policies;
-  for (const std::string& policy : texts) policies.push_back(model_policy(policy, model->compute(), registry()));
+  std::vector<Readings> policies;
+  for (const std::string& policy : texts) policies.push_back(model_readings(policy, model->compute(), registry()));
   const Comparison comparison = compare_policies(
       model, model->tokenizer().encode(text), policies, registry(),
       {.prompt = options.prompt, .chunk = options.model.chunk, .context = options.model.context}, context);

@@ -27,6 +27,10 @@ std::shared_ptr<const LanguageModel> load_model(const ModelOptions& options, Con
   return LanguageModel::load(path, options.compute == "f32" ? ComputeMode::kF32 : ComputeMode::kDefault, context);
 }
 
+void check_policies(std::string_view policy) {
+  for (const std::string& each : split_readings(policy)) (void)registry().policy(each);
+}
+
 std::string require_text(std::string text, const std::string& source) {
   if (text.empty()) throw Error(ErrorKind::kFile, fmt::format("{} is empty: there is nothing to read", source));
   return text;

@@ -3,7 +3,7 @@
 #include <memory>
 #include <string>
 
-#include "attend/lm/engine.h"
+#include "attend/lm/ensemble.h"
 #include "common.h"
 
 namespace attend::app {
@@ -17,6 +17,9 @@ void declare_model_options(Options& options, ModelOptions& model);
 
 // Obtains and loads the model. Throws UsageError for an unknown compute mode.
 std::shared_ptr<const LanguageModel> load_model(const ModelOptions& options, Context& context);
+
+// Throws Error(kSpec) for what no model could run.
+void check_policies(std::string_view policy);
 
 // The text of a file, or of an argument that arrived whole; throws Error(kFile) if it is empty.
 std::string require_text(std::string text, const std::string& source);

@@ -46,7 +46,8 @@ double since(Clock::time_point begin) {
 // Reads the prompt, then samples until an end token, a stop string, the count or the context.
 class Generator {
  public:
-  Generator(const RunOptions& options, const LanguageModel& model, Session& session, ProgressBar& bar, Context& context)
+  Generator(const RunOptions& options, const LanguageModel& model, Ensemble& session, ProgressBar& bar,
+            Context& context)
       : options_(options),
         tokenizer_(model.tokenizer()),
         session_(session),
@@ -103,13 +104,13 @@ class Generator {
 
   const RunOptions& options_;
   const Tokenizer& tokenizer_;
-  Session& session_;
+  Ensemble& session_;
   ProgressBar& bar_;
   Context& context_;
   Sampler sampler_;
 };
 
-void print_summary(const Answer& answer, const Session& session) {
+void print_summary(const Answer& answer, const Ensemble& session) {
   const std::string line = fmt::format(
       "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s; keys and values {}; peak memory {}{}",
       answer.prompt_tokens, answer.prefill_tps(), answer.tokens.size(), answer.decode_tps(),
@@ -145,7 +146,7 @@ class Conversation {
   bool ended_ = false;
 };
 
-int converse(Generator& generator, Conversation& conversation, const Session& session) {
+int converse(Generator& generator, Conversation& conversation, const Ensemble& session) {
   const bool terminal = is_terminal(Stream::kOut);
   if (terminal) fmt::print(stderr, "Ask something; an empty line or Ctrl-D ends.\n");
   for (std::string line;;) {
@@ -173,14 +174,14 @@ int run_run(const RunOptions& given, bool has_prompt) {
   if (!conversation && !options.chat && !has_prompt && options.text.empty())
     throw UsageError("give a prompt (-p PROMPT or -f TEXTFILE), or --chat for a conversation");
   if (!conversation) text = require_text(text, options.text.empty() ? "the prompt" : options.text);
-  (void)registry().policy(options.policy);
+  check_policies(options.policy);
   (void)Sampler(options.sampler);
 
   ProgressBar bar;
   Context context = make_context(options.model.threads, &bar);
   const auto model = load_model(options.model, context);
-  const Policy policy = model_policy(options.policy, model->compute(), registry());
-  Session session(model, policy, registry(), options.model.context);
+  const Readings policy = model_readings(options.policy, model->compute(), registry());
+  Ensemble session(model, policy, registry(), options.model.context);
   Generator generator(options, *model, session, bar, context);
   std::optional<Conversation> chat;
   if (options.chat) chat.emplace(*model);

@@ -56,7 +56,7 @@ std::vector<std::pair<int32_t, float>> largest(std::span<const float> logits, in
 }
 
 // Scores ids[skip..] of one run from an empty cache: ln p of each given all before it.
-void score_run(Session& session, std::span<const int32_t> ids, int64_t chunk, int64_t top, Score& score,
+void score_run(Ensemble& session, std::span<const int32_t> ids, int64_t chunk, int64_t top, Score& score,
                Context& context) {
   const RowOps& ops = row_ops(active_isa(context));
   session.clear();
@@ -76,8 +76,8 @@ void score_run(Session& session, std::span<const int32_t> ids, int64_t chunk, in
 }
 
 Score score_all(const ScoreOptions& options, const std::shared_ptr<const LanguageModel>& model, Context& context) {
-  const Policy policy = model_policy(options.policy, model->compute(), registry());
-  Session session(model, policy, registry(), options.model.context);
+  const Readings policy = model_readings(options.policy, model->compute(), registry());
+  Ensemble session(model, policy, registry(), options.model.context);
   const std::vector<int32_t> ids = read_ids(options, model->tokenizer());
   Score score{.tokens = static_cast<int64_t>(ids.size()), .log_probability = {}, .top = {}};
   if (options.model.context == 0) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "attend/exact/rope.h"
@@ -217,28 +218,52 @@ void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors
   rotation.turn_back(grad_in.q, grad_in.k, context);
 }
 
-void merge_buckets(const View& logits, const View& out) {
+namespace {
+
+// f(v, ln out[v]) of every v.
+template <class F>
+void merge_each(std::string_view op, const View& logits, const View& out, F f) {
   if (logits.rank != 2 || logits.type != DType::kF32 || logits.shape[0] < 1 || logits.shape[1] < 1 ||
       (logits.shape[1] > 1 && logits.stride[1] != 1))
-    throw Error(ErrorKind::kArgument, "merge_buckets", "logits", to_string(logits),
-                "must be [N, V] of f32, dense rows");
-  exact::check_parameter("merge_buckets", {"out", out, {logits.shape[1]}, "[V]", true}, {});
-  exact::check_parameter("merge_buckets", {"logits", logits, {logits.shape[0], logits.shape[1]}, "[N, V]", true},
-                         {out});
-  const int64_t size = logits.shape[1];
-  std::vector<double> merged(static_cast<size_t>(size), 0);
+    throw Error(ErrorKind::kArgument, op, "logits", to_string(logits), "must be [N, V] of f32, dense rows");
+  exact::check_parameter(op, {"out", out, {logits.shape[1]}, "[V]", true}, {});
+  exact::check_parameter(op, {"logits", logits, {logits.shape[0], logits.shape[1]}, "[N, V]", true}, {out});
+  const int64_t count = logits.shape[0], size = logits.shape[1];
+  // ln (a[n] p[n,v]) = x[n,v] - fall[n], with ln a[n] = top - lse and ln p[n,v] = x[n,v] - lse.
+  std::vector<double> fall;
   double confidence = 0;
-  for (int64_t n = 0; n < logits.shape[0]; ++n) {
+  for (int64_t n = 0; n < count; ++n) {
     const float* x = logits.at<float>({n});
     const double top = *std::max_element(x, x + size);
     double sum = 0;
     for (int64_t v = 0; v < size; ++v) sum += std::exp(x[v] - top);
-    const double largest = 1 / sum;  // exp(top - top) / sum
-    for (int64_t v = 0; v < size; ++v) merged[static_cast<size_t>(v)] += largest * std::exp(x[v] - top) / sum;
-    confidence += largest;
+    fall.push_back(top + 2 * std::log(sum));
+    confidence += 1 / sum;
   }
-  for (int64_t v = 0; v < size; ++v)
-    *out.at<float>({v}) = static_cast<float>(merged[static_cast<size_t>(v)] / confidence);
+  const double all = std::log(confidence);
+  for (int64_t v = 0; v < size; ++v) {
+    double most = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (int64_t n = 0; n < count; ++n) most = std::max(most, *logits.at<float>({n, v}) - fall[static_cast<size_t>(n)]);
+    if (most == -std::numeric_limits<double>::infinity()) {
+      f(v, most);
+      continue;
+    }
+    for (int64_t n = 0; n < count; ++n)
+      sum += std::exp(*logits.at<float>({n, v}) - fall[static_cast<size_t>(n)] - most);
+    f(v, most + std::log(sum) - all);
+  }
+}
+
+}  // namespace
+
+void merge_buckets(const View& logits, const View& out) {
+  merge_each("merge_buckets", logits, out,
+             [&](int64_t v, double ln) { *out.at<float>({v}) = static_cast<float>(std::exp(ln)); });
+}
+
+void merge_bucket_logits(const View& logits, const View& out) {
+  merge_each("merge_bucket_logits", logits, out,
+             [&](int64_t v, double ln) { *out.at<float>({v}) = static_cast<float>(ln); });
 }
 
 }  // namespace attend

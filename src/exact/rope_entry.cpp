@@ -177,7 +177,8 @@ constexpr Entry kRope = {
                .gradients = kGradients},
     .notes =
         "091: copies of a text as batch entries with a base each; merge_buckets() merges their output "
-        "distributions. Scalings dynamic and longrope depend on the text's length so far, so bits do too.",
+        "distributions; in a model, policies with a base each joined by '|'. Scalings dynamic and longrope depend on "
+        "the text's length so far, so bits do too.",
     .make = make,
     .reference = definition,
     .bound = rope_bound,

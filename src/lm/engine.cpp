@@ -155,7 +155,8 @@ Session::~Session() = default;
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 
-void Session::check(std::span<const int32_t> ids) const {
+void Session::check(std::span<const int32_t> ids, int64_t chunk) const {
+  if (chunk < 1) throw Error(ErrorKind::kArgument, "session", "chunk", std::to_string(chunk), "must be at least 1");
   const int64_t n = static_cast<int64_t>(ids.size());
   if (n == 0) throw Error(ErrorKind::kArgument, "session", "tokens", "none", "a prompt needs at least one token");
   if (n > limit_ - position_)
@@ -167,16 +168,23 @@ void Session::check(std::span<const int32_t> ids) const {
                   fmt::format("the vocabulary has 0 to {}", model_->graph().vocabulary - 1));
 }
 
-void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink,
-                  Context& context) {
-  const int64_t rows = static_cast<int64_t>(ids.size());
-  const int64_t wanted = outputs == Outputs::kAll ? rows : outputs == Outputs::kLast ? 1 : 0;
+int64_t Session::step(int64_t chunk, int64_t left) const {
+  return std::min({chunk, left, retainer_->next_act(position_) - position_});
+}
+
+View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, Context& context) {
+  const int64_t rows = static_cast<int64_t>(ids.size()), act = retainer_->next_act(position_);
+  retainer_->expect_act(left > 0 ? std::min(act, position_ + left) : act);
   last_ = {};
   const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, *retainer_, context);
   position_ += rows;
   peak_bytes_ = std::max(peak_bytes_, store_->bytes());
-  if (wanted == 0) return;
-  const int64_t vocabulary = model_->graph().vocabulary, width = hidden.shape[1];
+  retainer_->act(*store_, position_, rows == left, active_isa(context));
+  return hidden;
+}
+
+void Session::give(const View& hidden, int64_t from, const LogitsSink& sink, Context& context) {
+  const int64_t wanted = hidden.shape[0], vocabulary = model_->graph().vocabulary, width = hidden.shape[1];
   const int64_t batch = std::min(wanted, kOutputRows);
   if (const int64_t bytes = batch * vocabulary * static_cast<int64_t>(sizeof(float)); logits_.bytes() < bytes)
     logits_ = Buffer(bytes);
@@ -186,33 +194,27 @@ void Session::run(std::span<const int32_t> ids, int64_t first, Outputs outputs, 
     product(model_->matrix(model_->graph().output_matrix), hidden.as<float>() + r * width, width, logits_.as<float>(),
             vocabulary, n, context);
     last_ = {logits_.as<float>() + (n - 1) * vocabulary, static_cast<size_t>(vocabulary)};
-    if (sink) sink(first + rows - wanted + r, dense_view(logits_.data(), DType::kF32, {n, vocabulary}));
+    if (sink) sink(from + r, dense_view(logits_.data(), DType::kF32, {n, vocabulary}));
   }
 }
 
 void Session::prefill(std::span<const int32_t> ids, int64_t chunk, Outputs outputs, const LogitsSink& sink,
                       Context& context) {
-  if (chunk < 1) throw Error(ErrorKind::kArgument, "session", "chunk", std::to_string(chunk), "must be at least 1");
-  check(ids);
+  check(ids, chunk);
   const int64_t total = static_cast<int64_t>(ids.size());
   for (int64_t done = 0; done < total;) {
-    const int64_t act = std::min(retainer_->next_act(position_), position_ + total - done);
-    const int64_t n = std::min(chunk, act - position_);
-    retainer_->expect_act(act);
-    const bool last = done + n == total;
-    run(ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n)), done,
-        outputs == Outputs::kLast && !last ? Outputs::kNone : outputs, sink, context);
+    const int64_t left = total - done, n = step(chunk, left);
+    const int64_t wanted = outputs == Outputs::kAll ? n : outputs == Outputs::kLast && n == left ? 1 : 0;
+    const View hidden = feed(ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n)), left, wanted, context);
     done += n;
-    retainer_->act(*store_, position_, last, active_isa(context));
+    if (wanted > 0) give(hidden, done - wanted, sink, context);
     if (context.progress) context.progress->update("reading", done, total);
   }
 }
 
 std::span<const float> Session::decode(int32_t id, Context& context) {
-  check({&id, 1});
-  retainer_->expect_act(retainer_->next_act(position_));
-  run({&id, 1}, 0, Outputs::kLast, nullptr, context);
-  retainer_->act(*store_, position_, false, active_isa(context));
+  check({&id, 1}, 1);
+  give(feed({&id, 1}, 0, 1, context), 0, nullptr, context);
   return last_;
 }
 

@@ -22,7 +22,7 @@ double seconds(Clock::duration span) {
 }
 
 struct Run {
-  Session session;
+  Ensemble session;
   std::span<const float> logits;
   double lse = 0;
   int64_t top = 0;
@@ -54,7 +54,7 @@ void step(Run& run, int32_t id, Context& context) {
 }  // namespace
 
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
-                            std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
+                            std::span<const Readings> policies, const Registry& registry, const CompareOptions& options,
                             Context& context) {
   const int64_t n = static_cast<int64_t>(ids.size());
   if (policies.empty() || policies.size() > kMostPolicies)
@@ -69,15 +69,16 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
   // Runs of the policies come first; truth[p] is the run that policy p is held against.
   Comparison result{.tokens = n, .prompt = prompt, .exact_nll_at = {}, .rows = {}};
   std::vector<std::string> names;
-  std::vector<Policy> to_run(policies.begin(), policies.end());
-  for (const Policy& policy : policies) {
+  std::vector<Readings> to_run(policies.begin(), policies.end());
+  for (const Readings& policy : policies) {
     names.push_back(to_string(policy, registry));
     result.rows.push_back({});
     result.rows.back().policy = names.back();
   }
   std::vector<size_t> truth;
-  for (const Policy& policy : policies) {
-    const Policy exact = exact_policy(policy, model->compute(), registry);
+  for (const Readings& policy : policies) {
+    Readings exact = {exact_policy(policy.front(), model->compute(), registry)};
+    if (options.context > model->graph().context) exact.front()[Kind::kMechanism] = registry.complete(Spec{"rope", {}});
     const std::string name = to_string(exact, registry);
     const auto found = std::find(names.begin(), names.end(), name);
     truth.push_back(static_cast<size_t>(found - names.begin()));
@@ -87,7 +88,7 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
   }
   std::vector<Run> runs;
   runs.reserve(to_run.size());
-  for (const Policy& policy : to_run) runs.push_back({Session(model, policy, registry, options.context), {}});
+  for (const Readings& policy : to_run) runs.push_back({Ensemble(model, policy, registry, options.context), {}});
 
   const int64_t total = static_cast<int64_t>(runs.size()) * prompt;
   int64_t done = 0;
@@ -145,6 +146,14 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
     row.kv_bytes = std::max(row.kv_bytes, runs[p].session.bytes());
   }
   return result;
+}
+
+Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
+                            std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
+                            Context& context) {
+  std::vector<Readings> alone;
+  for (const Policy& policy : policies) alone.push_back({policy});
+  return compare_policies(model, ids, std::span<const Readings>(alone), registry, options, context);
 }
 
 }  // namespace attend

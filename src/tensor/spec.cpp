@@ -170,7 +170,10 @@ std::vector<Spec> parse_specs(std::string_view text) {
   return specs;
 }
 
-std::vector<std::string> split_policies(std::string_view text) {
+namespace {
+
+// Parts between separators outside of quotes, trimmed; empty ones are left out.
+std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> policies;
   bool in_quotes = false;
   size_t from = 0;
@@ -186,13 +189,23 @@ std::vector<std::string> split_policies(std::string_view text) {
       ++i;
     } else if (text[i] == '"') {
       in_quotes = !in_quotes;
-    } else if (text[i] == ';' && !in_quotes) {
+    } else if (text[i] == separator && !in_quotes) {
       add(i);
     }
   }
   add(text.size());
   if (policies.empty()) fail("policies", "", "must name at least one policy");
   return policies;
+}
+
+}  // namespace
+
+std::vector<std::string> split_policies(std::string_view text) {
+  return split(text, ';');
+}
+
+std::vector<std::string> split_readings(std::string_view text) {
+  return split(text, '|');
 }
 
 std::string to_string(const Spec& spec) {

@@ -1,4 +1,5 @@
 // run, score and compare on a small model, as a user calls them.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -94,6 +95,29 @@ TEST_F(ModelCommands, CompareReportsAndDraws) {
   EXPECT_NE(page.find("window=8"), std::string::npos);
   for (const char* outside : {"<script src", "<link", "@import", "src=\"http", "url("})
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+}
+
+// One text under several policies at once, and texts beyond the model's context of 400 tokens.
+TEST_F(ModelCommands, ReadingsRunEverywhere) {
+  const char* readings = "rope:base=500 | rope:base=20000";
+  std::string ids = "[1";
+  for (int i = 0; i < 449; ++i) ids += fmt::format(", {}", (i * 97 + 5) % 269);
+  const std::string file = write("long.json", ids + "]");
+  const json merged = report({"score", "-m", model_, "--ids", file, "--ctx", "600", "--policy", readings});
+  const json one = report({"score", "-m", model_, "--ids", file, "--ctx", "600", "--policy", "rope:base=500"});
+  ASSERT_EQ(merged["logprobs"].size(), 450u);
+  EXPECT_NE(merged["nll"], one["nll"]);
+  const json answer = report({"run", "-m", model_, "-f", text_, "-n", "5", "--ignore-eos", "--policy", readings});
+  EXPECT_EQ(answer["tokens"].size(), 5u);
+  const std::string text = write("long.txt", std::string(700, 'e') + " and the rest of it");
+  const json result = report({"compare", "-m", model_, "-f", text, "--ctx", "1000", "--policies",
+                              fmt::format("{}; rope; streaming:window=300,sinks=4", readings)});
+  ASSERT_GT(result["tokens"], 400);
+  EXPECT_EQ(result["rows"][0]["policy"], "rope:base=500 | rope:base=20000");
+  EXPECT_GT(result["rows"][0]["kl"], 0);
+  EXPECT_EQ(result["rows"][1]["kl"], 0) << "the exact run";
+  EXPECT_GT(result["rows"][0]["kv_bytes"], result["rows"][1]["kv_bytes"]);
+  EXPECT_LT(result["rows"][2]["kv_bytes"], result["rows"][1]["kv_bytes"]);
 }
 
 TEST_F(ModelCommands, InterruptsCleanly) {

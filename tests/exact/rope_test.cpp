@@ -254,6 +254,16 @@ TEST_P(Rope, WithoutSinksBothKindsOfPositionsAreOne) {
   EXPECT_EQ(in_text, call.out);
 }
 
+TEST(MergeBuckets, GivesLogarithmsBeyondTheRangeOfProbabilities) {
+  // Confidences 1 and 1/2 but for e^-200: ln of (e^-200 + e^-900 / 2 / 2) / 1.5, and of less than any double holds.
+  std::vector<float> logits = {0, -200, -900, -900, 0, -900, 0, -900}, out(4);
+  merge_bucket_logits(dense_view(logits.data(), DType::kF32, {2, 4}), dense_view(out.data(), DType::kF32, {4}));
+  EXPECT_NEAR(out[0], std::log(1.25 / 1.5), 1e-6);
+  EXPECT_NEAR(out[1], -200 - std::log(1.5), 1e-4);
+  EXPECT_NEAR(out[2], std::log(0.25 / 1.5), 1e-6);
+  EXPECT_NEAR(out[3], -900 + std::log(1.25 / 1.5), 1e-4);
+}
+
 INSTANTIATE_TEST_SUITE_P(Usable, Rope, testing::ValuesIn(test::usable_isas()),
                          [](const auto& usable) { return std::string(name_of(usable.param)); });
 

@@ -24,8 +24,8 @@ class Compare : public testing::Test {
   Policy policy(std::string_view text) const { return model_policy(text, ComputeMode::kDefault, registry()); }
 
   Comparison compare(const std::vector<const char*>& texts, const CompareOptions& options = {}) {
-    std::vector<Policy> policies;
-    for (const char* text : texts) policies.push_back(policy(text));
+    std::vector<Readings> policies;
+    for (const char* text : texts) policies.push_back(model_readings(text, ComputeMode::kDefault, registry()));
     return compare_policies(model_, ids_, policies, registry(), options, context_);
   }
 

@@ -50,6 +50,11 @@ TEST(Spec, SplitsPoliciesOutsideQuotes) {
   EXPECT_EQ(policies[1], "duo:plan=\"a;\\\";b\" + f16");
   EXPECT_EQ(policies[2], "window");
   EXPECT_THROW(split_policies(" ; "), Error);
+  const auto readings = split_readings("rope:base=1e4 | rope + f16|duo:plan=\"a|b\"");
+  ASSERT_EQ(readings.size(), 3u);
+  EXPECT_EQ(readings[1], "rope + f16");
+  EXPECT_EQ(readings[2], "duo:plan=\"a|b\"");
+  EXPECT_THROW(split_readings("|"), Error);
 }
 
 TEST(Spec, RefusesWhatIsNoSpec) {

@@ -104,5 +104,7 @@ void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors
 // the softmax of logits[n,.] and a[n] = max over v of p[n,v] its confidence (arXiv:2312.04455, section 3.2). logits
 // [N,V] f32, out [V] f32.
 void merge_buckets(const View& logits, const View& out);
+// The same as natural logarithms.
+void merge_bucket_logits(const View& logits, const View& out);
 
 }  // namespace attend

@@ -72,8 +72,16 @@ class Session {
   int64_t bytes_read_next() const;
 
  private:
-  void check(std::span<const int32_t> ids) const;
-  void run(std::span<const int32_t> ids, int64_t first, Outputs outputs, const LogitsSink& sink, Context& context);
+  friend class Ensemble;
+
+  void check(std::span<const int32_t> ids, int64_t chunk) const;
+  // Tokens of the next step of a prompt with `left` tokens to go.
+  int64_t step(int64_t chunk, int64_t left) const;
+  // Appends tokens of a prompt with `left` to go, themselves included, or with 0 a decoded one. Returns the output
+  // activations of the last `wanted`, valid until the next call.
+  View feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, Context& context);
+  // The logits of `hidden` in batches, the first of them those of token `from`.
+  void give(const View& hidden, int64_t from, const LogitsSink& sink, Context& context);
 
   std::shared_ptr<const LanguageModel> model_;
   int64_t limit_, position_ = 0;

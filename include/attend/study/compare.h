@@ -4,14 +4,16 @@
 // The first part of a text is the prompt, prefilled under the policy; the rest is forced one token a step under it. The
 // first forced token is predicted by the prefill's last row. Exact means the same compute mode, store and codec with
 // nothing dropped, a codec of quantised rows held against the mode's own codec; it runs in lockstep, outside of every
-// timed span. A policy that is itself exact is the exact run of its codec: another would give the same bits.
+// timed span. A policy that is itself exact is the exact run of its codec: another would give the same bits. Several
+// readings of one text are held against the exact run of the first's codec. Beyond the model's own context the exact
+// run is `rope`, which is softmax attention of rotated queries and keys there, too.
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "attend/lm/engine.h"
+#include "attend/lm/ensemble.h"
 
 namespace attend {
 
@@ -41,6 +43,11 @@ struct Comparison {
 // At most 8 policies. Cost: a run of each policy, and an exact run of each codec that has none among them. One row of
 // logits a run is live. Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what
 // Session throws.
+Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
+                            std::span<const Readings> policies, const Registry& registry, const CompareOptions& options,
+                            Context& context);
+
+// Policies that each read alone.
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
                             std::span<const Policy> policies, const Registry& registry, const CompareOptions& options,
                             Context& context);

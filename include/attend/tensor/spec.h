@@ -30,6 +30,7 @@ struct Spec {
 Spec parse_spec(std::string_view text);
 std::vector<Spec> parse_specs(std::string_view text);            // "a:x=1 + b": specs of one policy
 std::vector<std::string> split_policies(std::string_view text);  // "P; P; ...": trimmed, quotes respected
+std::vector<std::string> split_readings(std::string_view text);  // "P | P ..": policies that read one text together
 
 // The shortest text that parses back to the same spec.
 std::string to_string(const Spec& spec);
