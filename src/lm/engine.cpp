@@ -173,8 +173,8 @@ int64_t Session::step(int64_t chunk, int64_t left) const {
 }
 
 View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, Context& context) {
-  const int64_t rows = static_cast<int64_t>(ids.size()), act = retainer_->next_act(position_);
-  retainer_->expect_act(left > 0 ? std::min(act, position_ + left) : act);
+  const int64_t rows = static_cast<int64_t>(ids.size());
+  retainer_->expect_act(position_, left > 0 ? position_ + left : kNoEnd);
   last_ = {};
   const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, *retainer_, context);
   position_ += rows;

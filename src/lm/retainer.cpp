@@ -26,6 +26,11 @@ bool acts(const Retention& retention, int64_t position, bool prompt_end) {
   return prompt_end || (retention.stride() > 0 && position % retention.stride() == 0);
 }
 
+// Of `stride`, beyond `position`; none of 0.
+int64_t next_multiple(int64_t stride, int64_t position) {
+  return stride > 0 ? (position / stride + 1) * stride : kNoEnd;
+}
+
 }  // namespace
 
 Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& registry,
@@ -48,7 +53,7 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
   }
   if (const auto& spec = policy[Kind::kPlan]) {
     plan_ = registry.make<Plan>(*spec);
-    plan_->check(static_cast<int>(graph.layers.size()), graph.layers.front().kv_heads);
+    plan_->check(graph.name, static_cast<int>(graph.layers.size()), graph.layers.front().kv_heads);
     for (int layer = 0; layer < static_cast<int>(graph.layers.size()); ++layer)
       for (int h = 0; h < graph.layers[static_cast<size_t>(layer)].kv_heads; ++h)
         if (const Retention* own = plan_->retention(layer, h)) strides_.push_back(own->stride());
@@ -71,15 +76,18 @@ const Retention* Retainer::retention_of(int layer, int kv_head) const {
 
 int64_t Retainer::next_act(int64_t position) const {
   int64_t next = kNoEnd;
-  for (int64_t stride : strides_)
-    if (stride > 0) next = std::min(next, (position / stride + 1) * stride);
+  for (int64_t stride : strides_) next = std::min(next, next_multiple(stride, position));
   return next;
+}
+
+void Retainer::expect_act(int64_t position, int64_t prompt_end) {
+  if (retention_) observed_until_ = std::min(prompt_end, next_multiple(retention_->stride(), position));
 }
 
 int64_t Retainer::observed_from(int layer) const {
   const int64_t queries = retention_ ? retention_->observes() : 0;
-  if (queries == 0 || act_at_ == kNoEnd || !governed(layer)) return kNoEnd;
-  return queries == kEveryQuery ? 0 : std::max(acted_at_, act_at_ - queries);
+  if (queries == 0 || observed_until_ == kNoEnd || !governed(layer)) return kNoEnd;
+  return queries == kEveryQuery ? 0 : std::max(acted_at_, observed_until_ - queries);
 }
 
 std::span<float* const> Retainer::places(int layer, std::span<const KeyView> keys) {
@@ -172,7 +180,7 @@ void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int6
 void Retainer::clear() {
   for (auto& layer : sums_)
     for (auto& head : layer) head.clear();
-  act_at_ = kNoEnd;
+  observed_until_ = kNoEnd;
   acted_at_ = looked_at_ = 0;
 }
 

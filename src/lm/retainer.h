@@ -23,8 +23,8 @@ class Retainer {
   // Tokens after which a retention acts next, beyond `position`; kNoEnd: none does.
   int64_t next_act(int64_t position) const;
 
-  // What follows, up to the next act at `act` tokens, is about to run.
-  void expect_act(int64_t act) { act_at_ = act; }
+  // What follows `position` is about to run, in a prompt that ends at `prompt_end`; kNoEnd: in none.
+  void expect_act(int64_t position, int64_t prompt_end);
 
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;
@@ -51,7 +51,7 @@ class Retainer {
   std::unique_ptr<Retention> retention_;
   const Ranking* ranking_ = nullptr;  // retention_, if it is one
   std::vector<int64_t> strides_;
-  int64_t act_at_ = kNoEnd;  // expected
+  int64_t observed_until_ = kNoEnd;  // the next act of retention_
   int64_t acted_at_ = 0, looked_at_ = 0;
   std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
   std::vector<float*> places_;

@@ -3,25 +3,23 @@
 #include <cmath>
 #include <numeric>
 
+#include "lm/follow_rule.h"
 #include "support/expect_error.h"
-#include "support/naive_model.h"
-#include "support/small_session.h"
 
 namespace attend {
 namespace {
 
 using test::all_logits;
 using test::expect_error;
+using test::Kept;
+using test::Keys;
 using test::load;
-using test::NaiveModel;
 using test::open;
 using test::Row;
+using test::Rule;
 using test::SmallModel;
 using test::some_ids;
 using test::Weights;
-
-using Keys = std::vector<std::vector<Row>>;
-using Kept = std::vector<std::vector<bool>>;
 
 constexpr int64_t kGroup = 2;  // query heads a kv head in a small model
 
@@ -45,12 +43,6 @@ double weight_of(const Weights& weights, size_t kv, int64_t j, int64_t from, int
     for (int64_t i = from; i < seen; ++i) sum += weights[h][static_cast<size_t>(i)][static_cast<size_t>(j)] / kGroup;
   return sum;
 }
-
-struct Rule {
-  const char* policy;
-  std::function<bool(int64_t seen, int64_t prompt)> acts;
-  std::function<void(int64_t seen, const Weights&, const Keys&, Kept&)> evict;
-};
 
 std::vector<Rule> rules() {
   auto every8 = [](int64_t seen, int64_t prompt) { return seen % 8 == 0 || seen == prompt; };
@@ -129,35 +121,14 @@ std::vector<Rule> rules() {
 
 TEST(Retention, FollowsItsRule) {
   const SmallModel small;
-  const std::string bytes = small.bytes();
   const auto model = load(small);
   const std::vector<int32_t> ids = some_ids(45);
-  constexpr int64_t kPrompt = 29;
-  Context context(2);
   std::vector<std::vector<Row>> seen_before;
   for (const Rule& rule : rules()) {
     SCOPED_TRACE(rule.policy);
-    NaiveModel naive(small, bytes);
-    naive.evict = [&](int64_t seen, const Weights& w, const Keys& keys, Kept& kept) {
-      if (rule.acts(seen, kPrompt)) rule.evict(seen, w, keys, kept);
-    };
-    const std::vector<Row> wanted = naive.logits(ids);
-    for (const auto& other : seen_before) EXPECT_NE(other, wanted) << "the text tells it from no other rule";
-    seen_before.push_back(wanted);
-
-    Session session = open(model, rule.policy);
-    std::vector<float> got = all_logits(session, std::span(ids).first(kPrompt), 7, context);
-    for (size_t i = kPrompt; i < ids.size(); ++i) {
-      const auto row = session.decode(ids[i], context);
-      got.insert(got.end(), row.begin(), row.end());
-    }
-    double worst = 0, largest = 0;
-    for (size_t i = 0; i < wanted.size(); ++i)
-      for (size_t c = 0; c < wanted[i].size(); ++c) {
-        worst = std::max(worst, std::fabs(static_cast<double>(got[i * 269 + c]) - wanted[i][c]));
-        largest = std::max(largest, std::fabs(wanted[i][c]));
-      }
-    EXPECT_LE(worst, 1e-4 * largest);
+    const std::vector<Row> logits = test::follow(rule, small, model, ids);
+    for (const auto& other : seen_before) EXPECT_NE(other, logits) << "the text tells it from no other rule";
+    seen_before.push_back(logits);
   }
 }
 
