@@ -42,6 +42,9 @@ figcaption { font-weight: 600; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }
 .key { width: 14px; height: 3px; border-radius: 2px; display: inline-block; background: currentColor; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
+.maps { display: flex; flex-wrap: wrap; gap: 18px 28px; margin-top: 8px; }
+.maps div, .maps svg { max-width: 100%; }
+code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .axis { stroke: var(--axis); stroke-width: 1; }
 .tick { fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -129,6 +132,10 @@ void Page::table(const Table& table) {
 
 void Page::chart(const Chart& chart) {
   body_ += chart_html(chart);
+}
+
+void Page::heat_maps(const HeatMaps& maps) {
+  body_ += heat_maps_html(maps);
 }
 
 std::string Page::html() const {

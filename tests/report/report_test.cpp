@@ -89,6 +89,36 @@ TEST(Chart, LeavesOutWhatCantBeDrawn) {
   EXPECT_NE(chart_html({}).find("no data"), std::string::npos);
 }
 
+TEST(HeatMaps, DarkerCellsAreLargerValues) {
+  HeatMaps maps{.title = "t",
+                .x_label = "x",
+                .y_label = "y",
+                .columns = {"a", "b", "c"},
+                .rows = {"r", "s"},
+                .maps = {{"first", {0, 0.25, 0.5, 0.75, 1, NAN}}, {"second", {NAN, NAN, NAN, NAN, NAN, INFINITY}}}};
+  const std::string html = heat_maps_html(maps);
+  EXPECT_EQ(count(html, "nan") + count(html, "inf"), 0u);
+  EXPECT_EQ(count(html, "<svg"), 3u);  // the scale and two maps
+  int last = 3 * 256;
+  for (size_t at = html.find("first"), cells = 0; cells < 5; ++cells) {
+    at = html.find("rx=\"3\" fill=\"#", at) + 14;
+    const int red = std::stoi(html.substr(at, 2), nullptr, 16), green = std::stoi(html.substr(at + 2, 2), nullptr, 16),
+              blue = std::stoi(html.substr(at + 4, 2), nullptr, 16);
+    const int light = (299 * red + 587 * green + 114 * blue) / 1000;
+    EXPECT_LT(light, last - 20);
+    last = light;
+  }
+  EXPECT_EQ(count(html, "rx=\"3\""), 5u);
+  EXPECT_EQ(count(html, ">0.750<"), 1u);
+  maps.percent = true;
+  EXPECT_EQ(count(heat_maps_html(maps), ">75%<"), 1u);
+  maps.range = {0.0, 4.0};
+  EXPECT_NE(heat_maps_html(maps).find("400%"), std::string::npos);
+  maps.maps[1].values.pop_back();
+  EXPECT_THROW(heat_maps_html(maps), Error);
+  EXPECT_EQ(count(heat_maps_html({}), "<svg"), 0u);
+}
+
 TEST(Page, EscapesEverythingAndLoadsNothing) {
   const std::string evil = "<script>alert('&')</script>\"\x01\xff";
   Page page(evil, evil);
@@ -103,6 +133,13 @@ TEST(Page, EscapesEverythingAndLoadsNothing) {
               .y_label = evil,
               .series = {{evil, {{1, 1}, {2, 2}}}, {evil, {{1, 1}}, true}},
               .caption = evil});
+  page.heat_maps({.title = evil,
+                  .x_label = evil,
+                  .y_label = evil,
+                  .columns = {evil},
+                  .rows = {evil},
+                  .maps = {{evil, {1}}},
+                  .caption = evil});
   const std::string html = page.html();
   EXPECT_EQ(count(html, "<script"), 1u);
   EXPECT_EQ(count(html, "alert('"), 0u);

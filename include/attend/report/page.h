@@ -2,6 +2,7 @@
 // A self-contained HTML page: it loads nothing from outside, escapes everything and suits light and dark screens.
 #include <string>
 
+#include "attend/report/heat_map.h"
 #include "attend/report/plot.h"
 #include "attend/report/table.h"
 
@@ -16,6 +17,7 @@ class Page {
   void preformatted(const std::string& lines);  // a command, say
   void table(const Table& table);
   void chart(const Chart& chart);
+  void heat_maps(const HeatMaps& maps);
 
   std::string html() const;
 
