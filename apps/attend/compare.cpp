@@ -1,4 +1,4 @@
-#include "attend/study/compare.h"
+#include "compare.h"
 
 #include <fmt/format.h>
 
@@ -6,22 +6,15 @@
 #include <memory>
 #include <thread>
 
-#include "attend/report/page.h"
 #include "attend/report/table.h"
 #include "attend/simd/isa.h"
+#include "attend/study/compare.h"
+#include "attend/tensor/spec.h"
 #include "json.h"
-#include "model_options.h"
 #include "terminal.h"
 
 namespace attend::app {
 namespace {
-
-struct CompareCommand {
-  ModelOptions model;
-  std::string text, policies, html;
-  int64_t prompt = 0;
-  bool json = false;
-};
 
 Table result_table(const Comparison& comparison) {
   Table table({{.title = "policy", .left = true},
@@ -111,23 +104,20 @@ std::string page(const CompareCommand& options, const Comparison& comparison, co
     read.series.push_back({row.policy, {{row.bytes_read / 1e6, row.kl}}, true});
   }
   for (const Chart* chart : {&nll, &kl, &held, &read}) page.chart(*chart);
-  page.heading("Command");
-  page.preformatted(fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}", options.model.model,
-                                options.text, options.policies, comparison.prompt));
+  add_command(page,
+              fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}", options.model.model, options.text,
+                          options.policies, comparison.prompt),
+              options, context);
   return page.html();
 }
 
-int run_compare(const CompareCommand& options) {
+int run_text_comparison(const CompareCommand& options) {
   ProgressBar bar;
   Context context = make_context(options.model.threads, &bar);
   const std::string text = require_text(read_text(options.text), options.text);
-  const std::vector<std::string> texts = split_policies(options.policies);
-  for (const std::string& policy : texts) check_policies(policy);  // before the model is loaded
   const auto model = load_model(options.model, context);
-  std::vector<Readings> policies;
-  for (const std::string& policy : texts) policies.push_back(model_readings(policy, model->compute(), registry()));
   const Comparison comparison = compare_policies(
-      model, model->tokenizer().encode(text), policies, registry(),
+      model, model->tokenizer().encode(text), compared_policies(options, *model), registry(),
       {.prompt = options.prompt, .chunk = options.model.chunk, .context = options.model.context}, context);
   bar.wipe();
   if (!options.html.empty()) write_file(options.html, page(options, comparison, *model, context));
@@ -142,27 +132,68 @@ int run_compare(const CompareCommand& options) {
   return 0;
 }
 
+int run_compare(const CompareCommand& options, const Options& given) {
+  for (const std::string& policy : split_policies(options.policies)) check_policies(policy);
+  if (!options.tasks.empty()) {
+    if (given.given("--prompt")) throw UsageError("--prompt is of a text: a task has prompts of its own");
+    return run_task_comparison(options);
+  }
+  for (const char* name : {"--lengths", "--depths", "--samples", "--seed", "--generate"})
+    if (given.given(name)) throw UsageError(fmt::format("{} is of a task: name one with --task", name));
+  if (options.text.empty()) throw UsageError("a text is needed, -f TEXTFILE, or a task, --task NAME");
+  return run_text_comparison(options);
+}
+
 }  // namespace
 
+std::vector<Readings> compared_policies(const CompareCommand& options, const LanguageModel& model) {
+  std::vector<Readings> policies;
+  for (const std::string& policy : split_policies(options.policies))
+    policies.push_back(model_readings(policy, model.compute(), registry()));
+  return policies;
+}
+
+void add_command(Page& page, const std::string& command, const CompareCommand& options, const Context& context) {
+  page.heading("Command");
+  std::string line = command;
+  if (options.model.compute != "default") line += " --compute " + options.model.compute;
+  if (options.model.context > 0) line += fmt::format(" --ctx {}", options.model.context);
+  page.preformatted(line);
+  page.text(fmt::format("attend {}, {} threads, {}.", ATTEND_VERSION, context.threads, name_of(active_isa(context))));
+}
+
 const Command kCompare = {
-    "compare", "Run a model over a text under several attention policies, side by side: time, memory, quality.",
-    "The first part of the text is read as a prompt, the rest is forced one token a step. KL and top-1 compare with "
-    "an\n"
-    "exact run that drops nothing.\n\n"
+    "compare", "Run a model under several attention policies, side by side: time, memory, quality.",
+    "The first part of a text is read as a prompt, the rest is forced one token a step. KL and top-1 compare with an\n"
+    "exact run that drops nothing. With --task, questions are generated instead (RULER's tasks: a needle in a "
+    "haystack,\n"
+    "variable tracking, common and frequent words), and the right answers are forced; -f is then the haystack of the\n"
+    "tasks that read an essay.\n\n"
+    "Tasks: niah_single_1 to 3, niah_multikey_1 to 3, niah_multivalue, niah_multiquery, vt, cwe, fwe; needle is\n"
+    "niah_single_2, ruler is all of them.\n\n"
     "Examples:\n"
     "  attend compare -f /usr/share/common-licenses/GPL-3 --policies \"softmax; softmax:window=1024,sinks=4\"\n"
-    "  attend compare -f text.txt --policies \"f16; bf16; softmax:window=512\" --html compare.html",
+    "  attend compare -f text.txt --policies \"f16; bf16; softmax:window=512\" --html compare.html\n"
+    "  attend compare --task needle,vt --policies \"softmax; h2o:budget=512; snapkv:budget=512\" --html tasks.html",
     [](Options& options) -> std::function<int()> {
       auto o = std::make_shared<CompareCommand>();
-      options.text("-f,--file TEXTFILE", o->text, "the text; - is standard input", true);
+      options.text("-f,--file TEXTFILE", o->text, "the text; - is standard input");
       options.text("--policies POLICIES", o->policies,
                    "policies joined by ';', each of specs joined by '+' (see attend list)", true);
       options.integer("--prompt N", o->prompt, 1, int64_t{1} << 30,
                       "tokens read as a prompt (default: three quarters of the text)");
-      options.text("--html OUT", o->html, "write a page with the table and charts");
+      options.text("--html OUT", o->html, "write a page with tables and charts");
       declare_json(options, o->json);
+      options.group("Tasks");
+      options.text("--task TASKS", o->tasks, "questions to ask, joined by ','");
+      options.text("--lengths LIST", o->lengths, "tokens of prompt and answer (default: 1024,2048,4096)");
+      options.text("--depths LIST", o->depths,
+                   "percent of the haystack before the needle that is asked for (default: 0,25,50,75,100)");
+      options.integer("--samples N", o->samples, 1, 10000, "questions of each task, length and depth (default: 1)");
+      options.integer("--seed N", o->seed, 0, int64_t{1} << 62, "what questions are drawn from (default: 0)");
+      options.flag("--generate", o->generate, "also let the model answer, and score that as RULER does");
       declare_model_options(options, o->model);
-      return [o] { return run_compare(*o); };
+      return [o, &options] { return run_compare(*o, options); };
     }};
 
 }  // namespace attend::app

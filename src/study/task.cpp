@@ -313,7 +313,8 @@ std::span<const Task> tasks() {
 
 std::vector<const Task*> find_tasks(std::string_view name) {
   std::vector<const Task*> found;
-  std::vector<std::string_view> names = {"ruler"};
+  if (name == "needle") name = "niah_single_2";
+  std::vector<std::string_view> names = {"ruler", "needle"};
   for (const Task& task : kTasks) {
     if (name == "ruler" || name == task.name) found.push_back(&task);
     names.push_back(task.name);

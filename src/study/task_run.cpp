@@ -39,7 +39,7 @@ struct Whole : Progress {
 };
 
 struct Run {
-  Session session;
+  Ensemble session;
   Clock::duration prefill{}, decode{};
   int64_t steps = 0;
 };
@@ -115,14 +115,14 @@ uint64_t task_seed(uint64_t seed, int64_t length, int64_t number) {
   return x;
 }
 
-TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std::span<const Policy> policies,
+TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std::span<const Readings> policies,
                          const Registry& registry, const TaskRunOptions& options, Context& context) {
   check(options, policies.size());
   TaskComparison result;
   result.cells = make_cells(options);
   std::vector<Run> runs;
-  for (const Policy& policy : policies) {
-    runs.push_back({.session = Session(model, policy, registry, options.context)});
+  for (const Readings& policy : policies) {
+    runs.push_back({.session = Ensemble(model, policy, registry, options.context)});
     result.rows.push_back({.policy = to_string(policy, registry), .cells = {}, .all = {}});
     for (int64_t length : options.lengths)
       if (length > runs.back().session.context())

@@ -120,6 +120,60 @@ TEST_F(ModelCommands, ReadingsRunEverywhere) {
   EXPECT_LT(result["rows"][2]["kv_bytes"], result["rows"][1]["kv_bytes"]);
 }
 
+TEST_F(ModelCommands, ComparesOnTasks) {
+  SmallModel larger;
+  larger.context = 2400;
+  const SmallModel::File file = larger.file();
+  const std::string html = file_.folder / "tasks.html", window = "softmax:window=50,sinks=4";
+  const std::vector<std::string> arguments = {
+      "compare",   "-m", file.path, "--task", "niah_single_1,fwe", "--lengths",          "1200",   "--depths", "0,100",
+      "--samples", "2",  "--seed",  "5",      "--policies",        "softmax; " + window, "--html", html};
+  const json result = report(arguments);
+  EXPECT_EQ(result["samples"], 6);
+  EXPECT_EQ(result["seed"], 5);
+  EXPECT_TRUE(result["haystack"].is_null());
+  ASSERT_EQ(result["rows"].size(), 2u);
+  ASSERT_EQ(result["rows"][1]["cells"].size(), 3u);
+  EXPECT_EQ(result["rows"][1]["policy"], window);
+  EXPECT_GT(result["rows"][1]["nll"], 0);
+  EXPECT_LT(result["rows"][1]["kv_bytes"], result["rows"][0]["kv_bytes"]);
+  EXPECT_GE(result["rows"][1]["peak_kv_bytes"], result["rows"][1]["kv_bytes"]);
+  const json& cell = result["rows"][0]["cells"][1];
+  EXPECT_EQ(cell["task"], "niah_single_1");
+  EXPECT_EQ(cell["depth"], 100);
+  EXPECT_TRUE(cell["match"].is_null());
+  EXPECT_TRUE(result["rows"][0]["cells"][2]["depth"].is_null());
+  // Again, and by threads and chunks: the same numbers.
+  std::vector<std::string> again = arguments;
+  again.insert(again.end(), {"--threads", "1", "--chunk", "37"});
+  EXPECT_EQ(report(again)["rows"][1]["cells"], result["rows"][1]["cells"]);
+  std::ifstream in(html);
+  const std::string page{std::istreambuf_iterator<char>(in), {}};
+  for (const char* part : {"depth, %", "--task niah_single_1,fwe", "--seed 5", "window=50"})
+    EXPECT_NE(page.find(part), std::string::npos) << part;
+
+  const std::vector<std::string> task = {"compare", "-m", file.path, "--policies", "softmax", "--task"};
+  auto refused_task = [&](std::vector<std::string> more, int code, const std::string& part) {
+    more.insert(more.begin(), task.begin(), task.end());
+    refused(more, code, part);
+  };
+  refused_task({"neddle"}, 2, "needle");
+  refused_task({"fwe", "--lengths", "1000,x"}, 2, "--lengths");
+  refused_task({"fwe", "--lengths", "1000,"}, 2, "--lengths");
+  refused_task({"fwe", "--depths", "101"}, 2, "--depths");
+  refused_task({"fwe", "--prompt", "5"}, 2, "--prompt");
+  refused_task({"fwe", "--lengths", "2401"}, 1, "the context holds 2400");
+  refused_task({"cwe", "--lengths", "300"}, 1, "cwe needs at least");
+  refused_task({"needle", "-f", write("empty-essay", "")}, 1, "is empty");
+  refused({"compare", "-m", model_, "--policies", "softmax"}, 2, "--task");
+  refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax", "--seed", "1"}, 2, "--task");
+  const Outcome stopped = run_app(
+      {"compare", "-m", file.path, "--policies", "softmax", "--task", "fwe", "--lengths", "2000", "--samples", "10000"},
+      {.interrupt_after_ms = 800});
+  EXPECT_EQ(stopped.code, 130);
+  EXPECT_EQ(stopped.error, "");
+}
+
 TEST_F(ModelCommands, InterruptsCleanly) {
   SmallModel endless;
   endless.context = 1 << 24;

@@ -19,9 +19,7 @@ constexpr size_t kVocabulary = 269;
 
 class EnsembleTest : public testing::Test {
  protected:
-  void SetUp() override {
-    model_ = load(SmallModel{});
-  }
+  void SetUp() override { model_ = load(SmallModel{}); }
 
   Ensemble open(std::string_view readings, int64_t context = 0) const {
     return Ensemble(model_, model_readings(readings, model_->compute(), registry()), registry(), context);

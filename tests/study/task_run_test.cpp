@@ -27,8 +27,8 @@ class TaskRun : public testing::Test {
 
   static Policy policy(std::string_view text) { return model_policy(text, ComputeMode::kDefault, registry()); }
   TaskComparison run(const std::vector<const char*>& texts, const TaskRunOptions& options) {
-    std::vector<Policy> policies;
-    for (const char* text : texts) policies.push_back(policy(text));
+    std::vector<Readings> policies;
+    for (const char* text : texts) policies.push_back({policy(text)});
     return run_tasks(*model_, policies, registry(), options, context_);
   }
 
@@ -50,7 +50,7 @@ TEST_F(TaskRun, EqualsForcedTextAndGeneration) {
   EXPECT_EQ(result.samples, samples);
 
   const Tokenizer& tokenizer = (*model_)->tokenizer();
-  const std::vector<Policy> policies = {policy("softmax"), policy(window)};
+  const std::vector<Readings> policies = {{policy("softmax")}, {policy(window)}};
   std::vector<double> nll(2), match(2), read(2);
   int64_t prompt_tokens = 0;
   for (int64_t number = 0; number < samples; ++number) {
@@ -59,11 +59,12 @@ TEST_F(TaskRun, EqualsForcedTextAndGeneration) {
     const std::vector<int32_t> ids = tokenizer.encode(sample.prompt + sample.answer);  // a byte a token, or nearly
     const int64_t prompt = static_cast<int64_t>(tokenizer.encode(sample.prompt).size());
     prompt_tokens += prompt;
-    const Comparison forced = compare_policies(*model_, ids, policies, registry(), {.prompt = prompt}, context_);
+    const Comparison forced =
+        compare_policies(*model_, ids, std::span<const Readings>(policies), registry(), {.prompt = prompt}, context_);
     for (size_t p = 0; p < 2; ++p) {
       nll[p] += forced.rows[p].nll / samples;
       read[p] += forced.rows[p].bytes_read / samples;
-      Session session(*model_, policies[p], registry());
+      Ensemble session(*model_, policies[p], registry());
       session.prefill(std::span(ids).first(static_cast<size_t>(prompt)), 100, Outputs::kLast, nullptr, context_);
       std::vector<int32_t> said;
       for (std::span<const float> row = session.last_logits(); said.size() < 128;) {

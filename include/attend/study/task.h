@@ -36,7 +36,7 @@ struct Task {
 
 std::span<const Task> tasks();
 
-// One name, or "ruler" for all of them. Throws Error(kSpec), which names the nearest one.
+// One name, "needle" for niah_single_2, or "ruler" for all of them. Throws Error(kSpec), which names the nearest one.
 std::vector<const Task*> find_tasks(std::string_view name);
 
 struct TaskOptions {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "attend/lm/engine.h"
+#include "attend/lm/ensemble.h"
 #include "attend/study/task.h"
 
 namespace attend {
@@ -64,7 +64,7 @@ uint64_t task_seed(uint64_t seed, int64_t length, int64_t sample);
 
 // Samples are those of draw_task under task_seed. At most 16 policies. Throws Error(kArgument) for options out of
 // range, before anything is run, and what draw_task and Session throw.
-TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std::span<const Policy> policies,
+TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std::span<const Readings> policies,
                          const Registry& registry, const TaskRunOptions& options, Context& context);
 
 }  // namespace attend
