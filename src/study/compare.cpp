@@ -3,23 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 
 #include "attend/simd/isa.h"
 #include "attend/simd/row_ops.h"
 #include "attend/tensor/error.h"
+#include "study/runs.h"
 
 namespace attend {
 namespace {
-
-constexpr size_t kMostPolicies = 8;  // each and its exact run hold a row of logits: 16 at most
-
-using Clock = std::chrono::steady_clock;
-
-double seconds(Clock::duration span) {
-  return std::chrono::duration<double>(span).count();
-}
 
 struct Run {
   Ensemble session;
@@ -29,17 +20,9 @@ struct Run {
   Clock::duration prefill{}, decode{};
 };
 
-// The context without its progress: a step's own would speak of one run only.
-struct Quiet {
-  explicit Quiet(Context& c) : context(c), progress(std::exchange(c.progress, nullptr)) {}
-  ~Quiet() { context.progress = progress; }
-  Quiet(const Quiet&) = delete;
-  Context& context;
-  Progress* progress;
-};
-
 void prefill(Run& run, std::span<const int32_t> ids, int64_t chunk, Context& context) {
   const Clock::time_point begin = Clock::now();
+  run.session.clear();
   run.session.prefill(ids, chunk, Outputs::kLast, nullptr, context);
   run.prefill = Clock::now() - begin;
   run.logits = run.session.last_logits();
@@ -51,15 +34,24 @@ void step(Run& run, int32_t id, Context& context) {
   run.decode += Clock::now() - begin;
 }
 
+// Where a continuation leaves that of the exact run.
+void compare_greedy(PolicyResult& row, const std::vector<int32_t>& exact) {
+  const auto differ = std::mismatch(row.greedy.begin(), row.greedy.end(), exact.begin(), exact.end());
+  row.greedy_same = differ.first - row.greedy.begin();
+  row.greedy_differs = differ.first != row.greedy.end() || differ.second != exact.end();
+}
+
 }  // namespace
 
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
                             std::span<const Readings> policies, const Registry& registry, const CompareOptions& options,
                             Context& context) {
   const int64_t n = static_cast<int64_t>(ids.size());
-  if (policies.empty() || policies.size() > kMostPolicies)
+  if (policies.empty() || policies.size() > kMostRuns)
     throw Error(ErrorKind::kArgument, "compare", "policies", std::to_string(policies.size()),
-                fmt::format("must be 1 to {}", kMostPolicies));
+                fmt::format("must be 1 to {}", kMostRuns));
+  if (options.greedy < 0)
+    throw Error(ErrorKind::kArgument, "compare", "greedy", std::to_string(options.greedy), "must be at least 0");
   const int64_t prompt = options.prompt > 0 ? options.prompt : n * 3 / 4;
   if (prompt < 1 || prompt >= n)
     throw Error(ErrorKind::kArgument, "compare", "tokens", std::to_string(n),
@@ -86,23 +78,34 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
     names.push_back(name);
     to_run.push_back(exact);
   }
+  if (to_run.size() > kMostRuns)
+    throw Error(ErrorKind::kArgument, "compare", "policies", std::to_string(policies.size()),
+                fmt::format("must leave room for {} exact runs among {}", to_run.size() - policies.size(), kMostRuns));
   std::vector<Run> runs;
   runs.reserve(to_run.size());
   for (const Readings& policy : to_run) runs.push_back({Ensemble(model, policy, registry, options.context), {}});
 
-  const int64_t total = static_cast<int64_t>(runs.size()) * prompt;
-  int64_t done = 0;
   const std::span<const int32_t> first = ids.first(static_cast<size_t>(prompt));
-  for (Run& run : runs) {
-    if (context.progress) context.progress->update("reading the prompt", done, total);
-    const Quiet quiet(context);
-    prefill(run, first, options.chunk, context);
-    done += prompt;
-  }
+  Whole whole(context);
+  auto read_prompt = [&](auto&& then) {
+    whole.what = "reading the prompt";
+    whole.done = 0;
+    whole.total = static_cast<int64_t>(runs.size()) * prompt;
+    for (size_t r = 0; r < runs.size(); ++r, whole.done += prompt) {
+      prefill(runs[r], first, options.chunk, context);
+      then(r);
+    }
+  };
+  read_prompt([&](size_t r) {
+    if (options.kept && r < policies.size()) result.rows[r].kept = kept_map(runs[r].session, model->graph());
+  });
 
   const RowOps& ops = row_ops(active_isa(context));
   const int64_t vocabulary = model->graph().vocabulary;
-  for (int64_t j = prompt; j < n; ++j) {
+  whole.what = "forcing tokens";
+  whole.done = 0;
+  whole.total = n - prompt;
+  for (int64_t j = prompt; j < n; ++j, ++whole.done) {
     const int32_t id = ids[static_cast<size_t>(j)];
     if (id < 0 || id >= vocabulary)
       throw Error(ErrorKind::kArgument, "compare", "token id", std::to_string(id),
@@ -122,9 +125,8 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
     }
     const Run& exact = runs[truth[0]];
     result.exact_nll_at.push_back(static_cast<float>(exact.lse - exact.logits[static_cast<size_t>(id)]));
-    if (context.progress) context.progress->update("forcing tokens", j + 1 - prompt, n - prompt);
+    whole.tell(1);
     if (j + 1 == n) break;
-    const Quiet quiet(context);
     for (size_t p = 0; p < policies.size(); ++p)
       result.rows[p].bytes_read += static_cast<double>(runs[p].session.bytes_read_next());
     for (Run& run : runs) step(run, id, context);
@@ -144,6 +146,15 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
       row.bytes_read = static_cast<double>(runs[p].session.bytes_read_next());
     }
     row.kv_bytes = std::max(row.kv_bytes, runs[p].session.bytes());
+    row.peak_bytes = runs[p].session.peak_bytes();
+  }
+  if (options.greedy == 0) return result;
+  std::vector<std::vector<int32_t>> greedy(runs.size());
+  read_prompt(
+      [&](size_t r) { greedy[r] = greedy_tokens(runs[r].session, options.greedy, model->tokenizer(), ops, context); });
+  for (size_t p = 0; p < policies.size(); ++p) {
+    result.rows[p].greedy = greedy[p];
+    compare_greedy(result.rows[p], greedy[truth[p]]);
   }
   return result;
 }

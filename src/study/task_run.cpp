@@ -3,40 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
-#include <utility>
 
 #include "attend/simd/isa.h"
 #include "attend/simd/row_ops.h"
 #include "attend/tensor/error.h"
+#include "study/runs.h"
 
 namespace attend {
 namespace {
-
-constexpr size_t kMostPolicies = 16;  // each holds a row of logits
-
-using Clock = std::chrono::steady_clock;
-
-double seconds(Clock::duration span) {
-  return std::chrono::duration<double>(span).count();
-}
-
-// What sessions report of their own prompts, told as a part of the whole.
-struct Whole : Progress {
-  explicit Whole(Context& c) : context(c), outer(std::exchange(c.progress, this)) {}
-  ~Whole() override { context.progress = outer; }
-  Whole(const Whole&) = delete;
-
-  void update(std::string_view, int64_t now, int64_t) override {
-    if (outer) outer->update(what, done + now, total);
-  }
-
-  Context& context;
-  Progress* outer;
-  std::string what;
-  int64_t done = 0, total = 0;
-};
 
 struct Run {
   Ensemble session;
@@ -64,17 +39,8 @@ void prefill(Run& run, std::span<const int32_t> ids, int64_t chunk, Context& con
 }
 
 std::string generate(Run& run, int64_t tokens, const Tokenizer& tokenizer, const RowOps& ops, Context& context) {
-  std::vector<int32_t> ids;
-  std::span<const float> logits = run.session.last_logits();
-  while (static_cast<int64_t>(ids.size()) < tokens) {
-    const int64_t top = ops.largest(logits.data(), static_cast<int64_t>(logits.size()));
-    if (tokenizer.is_end(static_cast<int32_t>(top))) break;
-    ids.push_back(static_cast<int32_t>(top));
-    if (static_cast<int64_t>(ids.size()) == tokens || run.session.position() == run.session.context()) break;
-    logits = run.session.decode(ids.back(), context);
-  }
   std::string text;
-  for (int32_t id : ids) text += tokenizer.piece(id, false);
+  for (int32_t id : greedy_tokens(run.session, tokens, tokenizer, ops, context)) text += tokenizer.piece(id, false);
   return text;
 }
 
@@ -82,8 +48,8 @@ void check(const TaskRunOptions& options, size_t policies) {
   auto refuse = [](std::string_view argument, const std::string& got, std::string_view rule) {
     throw Error(ErrorKind::kArgument, "tasks", argument, got, rule);
   };
-  if (policies < 1 || policies > kMostPolicies)
-    refuse("policies", std::to_string(policies), fmt::format("must be 1 to {}", kMostPolicies));
+  if (policies < 1 || policies > kMostRuns)
+    refuse("policies", std::to_string(policies), fmt::format("must be 1 to {}", kMostRuns));
   if (options.tasks.empty()) refuse("tasks", "none", "must be at least one");
   if (options.lengths.empty()) refuse("lengths", "none", "must be at least one");
   if (options.samples < 1) refuse("samples", std::to_string(options.samples), "must be at least 1");

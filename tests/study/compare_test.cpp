@@ -103,6 +103,59 @@ TEST_F(Compare, QuantisedKeysAreHeldAgainstF16) {
   EXPECT_EQ(result.rows[2].kv_bytes * 32, result.rows[0].kv_bytes * 9);
 }
 
+TEST_F(Compare, GreedyContinuationsLeaveTheExactOne) {
+  const char* window = "softmax:window=10,sinks=2";
+  const Comparison result = compare({window, "softmax", "bf16"}, {.prompt = 100, .greedy = 24});
+  auto continued = [&](std::string_view text) {
+    Session session(model_, policy(text), registry());
+    session.prefill(std::span(ids_).first(100), 512, Outputs::kLast, nullptr, context_);
+    std::vector<int32_t> ids;
+    for (std::span<const float> row = session.last_logits(); ids.size() < 24;
+         row = session.decode(ids.back(), context_))
+      ids.push_back(static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+    return ids;
+  };
+  const std::vector<int32_t> exact = continued("softmax"), cut = continued(window);
+  for (int32_t end : {1, 2}) ASSERT_EQ(std::count(exact.begin(), exact.end(), end), 0) << "an end token";
+  EXPECT_EQ(result.rows[1].greedy, exact);
+  EXPECT_EQ(result.rows[1].greedy_same, 24);
+  EXPECT_FALSE(result.rows[1].greedy_differs);
+  EXPECT_EQ(result.rows[0].greedy, cut);
+  EXPECT_EQ(result.rows[0].greedy_same, std::mismatch(cut.begin(), cut.end(), exact.begin()).first - cut.begin());
+  EXPECT_EQ(result.rows[0].greedy_differs, cut != exact);
+  EXPECT_TRUE(result.rows[0].greedy_differs);
+  EXPECT_FALSE(result.rows[2].greedy_differs);  // against the exact run of its own codec
+  EXPECT_TRUE(compare({"softmax"}, {.prompt = 100}).rows[0].greedy.empty());
+}
+
+TEST_F(Compare, TellsWhatIsKeptAndThePeak) {
+  const Comparison result =
+      compare({"softmax", "softmax:window=10,sinks=2"}, {.prompt = 100, .chunk = 40, .kept = true});
+  const KeptMap &all = result.rows[0].kept, &cut = result.rows[1].kept;
+  EXPECT_EQ(all.tokens, 100);
+  ASSERT_EQ(all.positions.size(), 4u);
+  ASSERT_EQ(cut.positions.size(), 4u);
+  for (const auto& head : all.positions) EXPECT_EQ(head.size(), 100u);
+  const std::vector<int32_t> kept = {0, 1, 91, 92, 93, 94, 95, 96, 97, 98, 99};
+  for (const auto& head : cut.positions) EXPECT_EQ(head, kept);
+  EXPECT_EQ(cut.shares()[1], 1);
+  EXPECT_EQ(cut.shares()[2], 0);
+  const KeptMap uneven{.layers = 1, .kv_heads = 2, .tokens = 3, .positions = {{0, 1}, {1}}};
+  EXPECT_EQ(uneven.shares(), (std::vector<float>{0.5f, 1, 0}));
+  // A step of 40 tokens is there before keys are dropped: 2 layers, 2 kv heads, (8 + 8) values of 2 bytes.
+  EXPECT_GE(result.rows[1].peak_bytes, 4 * 51 * 32);
+  EXPECT_GE(result.rows[1].peak_bytes, result.rows[1].kv_bytes);
+  EXPECT_GE(result.rows[0].peak_bytes, 4 * 119 * 32);
+  EXPECT_TRUE(compare({"softmax"}, {.prompt = 100}).rows[0].kept.empty());
+}
+
+TEST_F(Compare, RunsAtMostSixteen) {
+  const std::vector<const char*> with_exact(16, "softmax"), without(16, "softmax:window=10");
+  EXPECT_EQ(compare(with_exact, {.prompt = 118}).rows.size(), 16u);
+  expect_error(ErrorKind::kArgument, "leave room for 1 exact runs among 16", [&] { compare(without); });
+  expect_error(ErrorKind::kArgument, "policies = 17", [&] { compare(std::vector<const char*>(17, "softmax")); });
+}
+
 TEST_F(Compare, SplitsThreeQuartersAndForcesEvenOneToken) {
   EXPECT_EQ(compare({"softmax"}).prompt, 90);
   const Comparison last = compare({"softmax"}, {.prompt = 119});
@@ -113,6 +166,7 @@ TEST_F(Compare, SplitsThreeQuartersAndForcesEvenOneToken) {
 TEST_F(Compare, Refuses) {
   expect_error(ErrorKind::kArgument, "leaves none to force", [&] { compare({"softmax"}, {.prompt = 120}); });
   expect_error(ErrorKind::kArgument, "policies", [&] { compare({}); });
+  expect_error(ErrorKind::kArgument, "greedy", [&] { compare({"softmax"}, {.greedy = -1}); });
   expect_error(ErrorKind::kArgument, "the context holds 50", [&] { compare({"softmax"}, {.context = 50}); });
   ids_.back() = 269;
   expect_error(ErrorKind::kArgument, "token id", [&] { compare({"softmax"}); });

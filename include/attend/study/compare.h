@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "attend/lm/ensemble.h"
+#include "attend/study/kept.h"
 
 namespace attend {
 
@@ -21,6 +22,8 @@ struct CompareOptions {
   int64_t prompt = 0;   // tokens; 0: floor(3n/4)
   int64_t chunk = 512;  // prompt tokens a step
   int64_t context = 0;  // most tokens a session may hold; 0: the model's own
+  int64_t greedy = 0;   // tokens with which greedy decoding goes on after the prompt; the prompt is read twice for them
+  bool kept = false;    // tell what each policy keeps of the prompt
 };
 
 struct PolicyResult {
@@ -28,10 +31,15 @@ struct PolicyResult {
   double prefill_s = 0;              // seconds
   double decode_tps = 0;             // forced tokens a second; 0 if none was timed
   int64_t kv_bytes = 0;              // most that the store held while decoding
+  int64_t peak_bytes = 0;            // most that it ever held, the prompt's steps included
   double bytes_read = 0;             // bytes of visible keys and values a token, mean
   double nll = 0, kl = 0;            // nats, means over the forced tokens; kl = KL(exact || policy)
   double top1 = 0;                   // share of tokens whose most likely token is that of the exact run
   std::vector<float> nll_at, kl_at;  // of each forced token
+  std::vector<int32_t> greedy;       // what greedy decoding adds to the prompt
+  int64_t greedy_same = 0;           // how many of its tokens are those of the exact run before the first that differs
+  bool greedy_differs = false;
+  KeptMap kept;  // of the prompt, if asked for
 };
 
 struct Comparison {
@@ -40,9 +48,9 @@ struct Comparison {
   std::vector<PolicyResult> rows;   // in the order of the policies
 };
 
-// At most 8 policies. Cost: a run of each policy, and an exact run of each codec that has none among them. One row of
-// logits a run is live. Throws Error(kArgument) for fewer than 2 tokens or a prompt that leaves none to force, and what
-// Session throws.
+// At most 16 runs: the policies, and the exact runs that they lack. Cost: a run of each policy, and an exact run of
+// each codec that has none among them. One row of logits a run is live. Throws Error(kArgument) for fewer than 2 tokens
+// or a prompt that leaves none to force, and what Session throws.
 Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, std::span<const int32_t> ids,
                             std::span<const Readings> policies, const Registry& registry, const CompareOptions& options,
                             Context& context);
