@@ -44,6 +44,14 @@ figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
 .maps { display: flex; flex-wrap: wrap; gap: 18px 28px; margin-top: 8px; }
 .maps div, .maps svg { max-width: 100%; }
+.kept { max-height: 320px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 10px;
+  border-top: 1px solid var(--rule); padding-top: 8px; font: 12px/1.6 ui-monospace, "SF Mono", Menlo,
+  "Liberation Mono", monospace; color: var(--soft); }
+.kept span { color: var(--ink); }
+.k1 { background: rgb(42 120 214 / 9%); } .k2 { background: rgb(42 120 214 / 16%); }
+.k3 { background: rgb(42 120 214 / 23%); } .k4 { background: rgb(42 120 214 / 30%); }
+.k5 { background: rgb(42 120 214 / 37%); } .k6 { background: rgb(42 120 214 / 44%); }
+.k7 { background: rgb(42 120 214 / 51%); } .k8 { background: rgb(42 120 214 / 58%); }
 code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .axis { stroke: var(--axis); stroke-width: 1; }
@@ -136,6 +144,10 @@ void Page::chart(const Chart& chart) {
 
 void Page::heat_maps(const HeatMaps& maps) {
   body_ += heat_maps_html(maps);
+}
+
+void Page::kept(const KeptFigure& figure) {
+  body_ += kept_html(figure);
 }
 
 std::string Page::html() const {

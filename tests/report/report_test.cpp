@@ -119,6 +119,33 @@ TEST(HeatMaps, DarkerCellsAreLargerValues) {
   EXPECT_EQ(count(heat_maps_html({}), "<svg"), 0u);
 }
 
+TEST(Kept, DrawsSharesOfHeadsAndText) {
+  // 2 layers of 1 kv head, 4 tokens; the third and fourth make one character.
+  const KeptMap map{.layers = 2, .kv_heads = 1, .tokens = 4, .positions = {{0, 3}, {0}}};
+  const std::vector<std::string> pieces = {"<b>", " gap ", "\xc3", "\xa9"};
+  const std::string html = kept_html({"t", map, pieces});
+  EXPECT_NE(html.find("<span class=\"k8\">&lt;b&gt;</span> gap <span class=\"k4\">\xc3\xa9</span></div>"),
+            std::string::npos)
+      << html;
+  EXPECT_NE(html.find("37.5 % of all keys"), std::string::npos);
+  EXPECT_EQ(count(html, "<path"), 8u);
+  EXPECT_EQ(count(html, "h201.0v12.0"), 3u);  // a quarter of 804: tokens 0 and 3 of one head, 0 of the other
+  EXPECT_EQ(count(html, "nan") + count(html, "inf"), 0u);
+  EXPECT_THROW(kept_html({"t", map, {"one"}}), Error);
+  EXPECT_EQ(count(kept_html({"t", {}, {}}), "<svg"), 0u);
+
+  KeptMap large{.layers = 30, .kv_heads = 3, .tokens = 9000, .positions = {}};
+  for (int head = 0; head < 90; ++head) {
+    std::vector<int32_t>& positions = large.positions.emplace_back();
+    for (int32_t p = 0; p < 9000; ++p)
+      if (p * 7919 % 64 < head) positions.push_back(p);
+  }
+  const std::string page = kept_html({"t", large, std::vector<std::string>(9000, "w ")});
+  EXPECT_EQ(count(page, "w "), 3000u);
+  EXPECT_NE(page.find("6000 tokens are left out"), std::string::npos);
+  EXPECT_LT(page.size(), 800'000u);
+}
+
 TEST(Page, EscapesEverythingAndLoadsNothing) {
   const std::string evil = "<script>alert('&')</script>\"\x01\xff";
   Page page(evil, evil);
@@ -133,6 +160,8 @@ TEST(Page, EscapesEverythingAndLoadsNothing) {
               .y_label = evil,
               .series = {{evil, {{1, 1}, {2, 2}}}, {evil, {{1, 1}}, true}},
               .caption = evil});
+  const KeptMap map{.layers = 1, .kv_heads = 1, .tokens = 1, .positions = {{0}}};
+  page.kept({evil, map, {evil}});
   page.heat_maps({.title = evil,
                   .x_label = evil,
                   .y_label = evil,

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "attend/report/heat_map.h"
+#include "attend/report/kept_map.h"
 #include "attend/report/plot.h"
 #include "attend/report/table.h"
 
@@ -18,6 +19,7 @@ class Page {
   void table(const Table& table);
   void chart(const Chart& chart);
   void heat_maps(const HeatMaps& maps);
+  void kept(const KeptFigure& figure);
 
   std::string html() const;
 
