@@ -16,39 +16,60 @@
 namespace attend::app {
 namespace {
 
-Table result_table(const Comparison& comparison) {
-  Table table({{.title = "policy", .left = true},
-               {.title = "prefill", .better = Better::kLower, .help = "seconds to read the prompt"},
-               {.title = "decode", .better = Better::kHigher, .help = "forced tokens a second"},
-               {.title = "KV held", .better = Better::kLower, .help = "most memory of keys and values while decoding"},
-               {.title = "read/token", .better = Better::kLower, .help = "keys and values that a token sees, mean"},
-               {.title = "NLL", .better = Better::kLower, .help = "mean negative log-likelihood of the text, nats"},
-               {.title = "KL", .better = Better::kLower, .help = "mean KL(exact || policy), nats"},
-               {.title = "top-1", .better = Better::kHigher, .help = "most likely token as in the exact run"}});
-  for (const PolicyResult& row : comparison.rows)
-    table.row({row.policy,
-               {fmt::format("{:.2f} s", row.prefill_s), row.prefill_s},
-               {fmt::format("{:.1f} tok/s", row.decode_tps), row.decode_tps},
-               {bytes_text(row.kv_bytes), static_cast<double>(row.kv_bytes)},
-               {bytes_text(static_cast<int64_t>(row.bytes_read)), row.bytes_read},
-               {fmt::format("{:.4f}", row.nll), row.nll},
-               {number_text(row.kl), row.kl},
-               {fmt::format("{:.1f} %", 100 * row.top1), row.top1}});
+Table result_table(const Comparison& comparison, int64_t greedy) {
+  std::vector<Column> columns = {
+      {.title = "policy", .left = true},
+      {.title = "prefill", .better = Better::kLower, .help = "seconds to read the prompt"},
+      {.title = "decode", .better = Better::kHigher, .help = "forced tokens a second"},
+      {.title = "KV held", .better = Better::kLower, .help = "most memory of keys and values while decoding"},
+      {.title = "KV peak", .better = Better::kLower, .help = "the same at any time, the prompt's steps included"},
+      {.title = "read/token", .better = Better::kLower, .help = "keys and values that a token sees, mean"},
+      {.title = "NLL", .better = Better::kLower, .help = "mean negative log-likelihood of the text, nats"},
+      {.title = "KL", .better = Better::kLower, .help = "mean KL(exact || policy), nats"},
+      {.title = "top-1", .better = Better::kHigher, .help = "most likely token as in the exact run"}};
+  if (greedy > 0)
+    columns.push_back({.title = "same text",
+                       .better = Better::kHigher,
+                       .help =
+                           "tokens that greedy decoding adds to the prompt before the first that the exact run does "
+                           "not"});
+  Table table(columns);
+  for (const PolicyResult& row : comparison.rows) {
+    std::vector<Cell> cells = {row.policy,
+                               {fmt::format("{:.2f} s", row.prefill_s), row.prefill_s},
+                               {fmt::format("{:.1f} tok/s", row.decode_tps), row.decode_tps},
+                               {bytes_text(row.kv_bytes), static_cast<double>(row.kv_bytes)},
+                               {bytes_text(row.peak_bytes), static_cast<double>(row.peak_bytes)},
+                               {bytes_text(static_cast<int64_t>(row.bytes_read)), row.bytes_read},
+                               {fmt::format("{:.4f}", row.nll), row.nll},
+                               {number_text(row.kl), row.kl},
+                               {fmt::format("{:.1f} %", 100 * row.top1), row.top1}};
+    if (greedy > 0)
+      cells.push_back({fmt::format("{} tok{}", row.greedy_same, row.greedy_differs ? "" : ", all"),
+                       static_cast<double>(row.greedy_same)});
+    table.row(std::move(cells));
+  }
   return table;
 }
 
-Json result_json(const Comparison& comparison, const std::string& model) {
+Json result_json(const Comparison& comparison, const CompareCommand& options) {
   Json rows = Json::array();
-  for (const PolicyResult& row : comparison.rows)
+  for (const PolicyResult& row : comparison.rows) {
     rows.push_back({{"policy", row.policy},
                     {"prefill_s", row.prefill_s},
                     {"decode_tps", row.decode_tps},
                     {"kv_bytes", row.kv_bytes},
+                    {"peak_kv_bytes", row.peak_bytes},
                     {"bytes_read_per_token", row.bytes_read},
                     {"nll", row.nll},
                     {"kl", row.kl},
                     {"top1", row.top1}});
-  return {{"model", model}, {"tokens", comparison.tokens}, {"prompt", comparison.prompt}, {"rows", rows}};
+    if (options.greedy == 0) continue;
+    rows.back()["greedy_same_tokens"] = row.greedy_same;
+    rows.back()["greedy_differs"] = row.greedy_differs;
+    rows.back()["greedy_tokens"] = row.greedy;
+  }
+  return {{"model", options.model.model}, {"tokens", comparison.tokens}, {"prompt", comparison.prompt}, {"rows", rows}};
 }
 
 // Means over the last `window` tokens, at no more than 400 places.
@@ -65,13 +86,41 @@ std::vector<std::pair<double, double>> moving_mean(const std::vector<float>& val
   return line;
 }
 
-std::string page(const CompareCommand& options, const Comparison& comparison, const LanguageModel& model,
-                 const Context& context) {
+void add_greedy(Page& page, const Comparison& comparison, const Tokenizer& tokenizer) {
+  page.heading("Greedy continuations of the prompt");
+  for (const PolicyResult& row : comparison.rows) {
+    std::string same, rest;
+    for (size_t i = 0; i < row.greedy.size(); ++i)
+      (static_cast<int64_t>(i) < row.greedy_same ? same : rest) += tokenizer.piece(row.greedy[i], false);
+    page.text(row.policy + (row.greedy_differs ? fmt::format(": {} tokens like the exact run, then", row.greedy_same)
+                                               : std::string(": like the exact run")));
+    page.preformatted(row.greedy_differs ? same + "\u2503" + rest : same);
+  }
+}
+
+// What each policy that drops keys holds of the prompt.
+void add_kept(Page& page, const Comparison& comparison, std::span<const int32_t> ids, const Tokenizer& tokenizer) {
+  std::vector<std::string> pieces;
+  for (int64_t i = 0; i < comparison.prompt; ++i) pieces.push_back(tokenizer.piece(ids[static_cast<size_t>(i)], false));
+  bool any = false;
+  for (const PolicyResult& row : comparison.rows) {
+    const auto whole = [&](const std::vector<int32_t>& head) {
+      return static_cast<int64_t>(head.size()) == comparison.prompt;
+    };
+    if (std::all_of(row.kept.positions.begin(), row.kept.positions.end(), whole)) continue;
+    if (!any) page.heading("Tokens held after the prompt");
+    any = true;
+    page.kept({row.policy, row.kept, pieces});
+  }
+}
+
+std::string page(const CompareCommand& options, const Comparison& comparison, std::span<const int32_t> ids,
+                 const LanguageModel& model, const Context& context) {
   Page page("Attention policies compared",
             fmt::format("{} over {} tokens of {}: a prompt of {}, then {} forced tokens. {} threads, {}.",
                         model.graph().name, comparison.tokens, options.text, comparison.prompt,
                         comparison.tokens - comparison.prompt, context.threads, name_of(active_isa(context))));
-  page.table(result_table(comparison));
+  page.table(result_table(comparison, options.greedy));
   page.text(
       "KL and top-1 are against an exact run in the same compute mode and codec (of q8_0 and q4_0 in the default "
       "codec) "
@@ -104,9 +153,12 @@ std::string page(const CompareCommand& options, const Comparison& comparison, co
     read.series.push_back({row.policy, {{row.bytes_read / 1e6, row.kl}}, true});
   }
   for (const Chart* chart : {&nll, &kl, &held, &read}) page.chart(*chart);
+  add_kept(page, comparison, ids, model.tokenizer());
+  if (options.greedy > 0) add_greedy(page, comparison, model.tokenizer());
   add_command(page,
-              fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}", options.model.model, options.text,
-                          options.policies, comparison.prompt),
+              fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}{}", options.model.model,
+                          options.text, options.policies, comparison.prompt,
+                          options.greedy > 0 ? fmt::format(" --greedy {}", options.greedy) : ""),
               options, context);
   return page.html();
 }
@@ -116,18 +168,23 @@ int run_text_comparison(const CompareCommand& options) {
   Context context = make_context(options.model.threads, &bar);
   const std::string text = require_text(read_text(options.text), options.text);
   const auto model = load_model(options.model, context);
-  const Comparison comparison = compare_policies(
-      model, model->tokenizer().encode(text), compared_policies(options, *model), registry(),
-      {.prompt = options.prompt, .chunk = options.model.chunk, .context = options.model.context}, context);
+  const std::vector<int32_t> ids = model->tokenizer().encode(text);
+  const Comparison comparison = compare_policies(model, ids, compared_policies(options, *model), registry(),
+                                                 {.prompt = options.prompt,
+                                                  .chunk = options.model.chunk,
+                                                  .context = options.model.context,
+                                                  .greedy = options.greedy,
+                                                  .kept = !options.html.empty()},
+                                                 context);
   bar.wipe();
-  if (!options.html.empty()) write_file(options.html, page(options, comparison, *model, context));
+  if (!options.html.empty()) write_file(options.html, page(options, comparison, ids, *model, context));
   if (options.json) {
-    print_json(result_json(comparison, options.model.model));
+    print_json(result_json(comparison, options));
     return 0;
   }
   fmt::print("{}: {} tokens, prompt {}, {} forced\n\n{}", safe_text(model->graph().name, Lines::kOne),
              comparison.tokens, comparison.prompt, comparison.tokens - comparison.prompt,
-             result_table(comparison).text(has_colour(Stream::kOut)));
+             result_table(comparison, options.greedy).text(has_colour(Stream::kOut)));
   if (!options.html.empty()) fmt::print("\npage: {}\n", safe_text(options.html, Lines::kOne));
   return 0;
 }
@@ -135,7 +192,8 @@ int run_text_comparison(const CompareCommand& options) {
 int run_compare(const CompareCommand& options, const Options& given) {
   for (const std::string& policy : split_policies(options.policies)) check_policies(policy);
   if (!options.tasks.empty()) {
-    if (given.given("--prompt")) throw UsageError("--prompt is of a text: a task has prompts of its own");
+    for (const char* name : {"--prompt", "--greedy"})
+      if (given.given(name)) throw UsageError(fmt::format("{} is of a text: a task has prompts of its own", name));
     return run_task_comparison(options);
   }
   for (const char* name : {"--lengths", "--depths", "--samples", "--seed", "--generate"})
@@ -182,6 +240,9 @@ const Command kCompare = {
                    "policies joined by ';', each of specs joined by '+' (see attend list)", true);
       options.integer("--prompt N", o->prompt, 1, int64_t{1} << 30,
                       "tokens read as a prompt (default: three quarters of the text)");
+      options.integer("--greedy N", o->greedy, 1, 1 << 20,
+                      "also let greedy decoding add N tokens to the prompt, and tell where it leaves the exact run's "
+                      "text");
       options.text("--html OUT", o->html, "write a page with tables and charts");
       declare_json(options, o->json);
       options.group("Tasks");

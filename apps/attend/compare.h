@@ -13,7 +13,7 @@ namespace attend::app {
 struct CompareCommand {
   ModelOptions model;
   std::string text, policies, html;
-  int64_t prompt = 0;
+  int64_t prompt = 0, greedy = 0;
   bool json = false;
   // Tasks
   std::string tasks, lengths = "1024,2048,4096", depths = "0,25,50,75,100";

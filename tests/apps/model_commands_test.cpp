@@ -83,16 +83,19 @@ TEST_F(ModelCommands, ScoreCutsIntoChunksThatBeginWithBos) {
 
 TEST_F(ModelCommands, CompareReportsAndDraws) {
   const std::string html = file_.folder / "page.html";
-  const json result = report(
-      {"compare", "-m", model_, "-f", text_, "--policies", "softmax; softmax:window=8,sinks=2 + bf16", "--html", html});
+  const json result = report({"compare", "-m", model_, "-f", text_, "--policies",
+                              "softmax; softmax:window=8,sinks=2 + bf16", "--html", html, "--greedy", "6"});
   EXPECT_EQ(result["rows"].size(), 2u);
-  for (const char* key : {"policy", "prefill_s", "decode_tps", "kv_bytes", "bytes_read_per_token", "nll", "kl", "top1"})
+  for (const char* key : {"policy", "prefill_s", "decode_tps", "kv_bytes", "bytes_read_per_token", "nll", "kl", "top1",
+                          "peak_kv_bytes", "greedy_same_tokens", "greedy_differs", "greedy_tokens"})
     EXPECT_TRUE(result["rows"][1].contains(key)) << key;
   EXPECT_EQ(result["rows"][0]["kl"], 0);
   std::ifstream in(html);
   const std::string page{std::istreambuf_iterator<char>(in), {}};
   EXPECT_NE(page.find("<svg"), std::string::npos);
   EXPECT_NE(page.find("window=8"), std::string::npos);
+  for (const char* section : {"Tokens held after the prompt", "Greedy continuations", "--greedy 6", "attend 0."})
+    EXPECT_NE(page.find(section), std::string::npos) << section;
   for (const char* outside : {"<script src", "<link", "@import", "src=\"http", "url("})
     EXPECT_EQ(page.find(outside), std::string::npos) << outside;
 }
@@ -162,6 +165,7 @@ TEST_F(ModelCommands, ComparesOnTasks) {
   refused_task({"fwe", "--lengths", "1000,"}, 2, "--lengths");
   refused_task({"fwe", "--depths", "101"}, 2, "--depths");
   refused_task({"fwe", "--prompt", "5"}, 2, "--prompt");
+  refused_task({"fwe", "--greedy", "5"}, 2, "--greedy");
   refused_task({"fwe", "--lengths", "2401"}, 1, "the context holds 2400");
   refused_task({"cwe", "--lengths", "300"}, 1, "cwe needs at least");
   refused_task({"needle", "-f", write("empty-essay", "")}, 1, "is empty");
