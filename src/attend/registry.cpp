@@ -2,6 +2,7 @@
 
 #include "attend/exact/register.h"
 #include "attend/kv/register.h"
+#include "attend/sparse/register.h"
 
 namespace attend {
 
@@ -9,6 +10,7 @@ const Registry& registry() {
   static const Registry all = [] {
     Registry r;
     register_exact(r);
+    register_sparse(r);
     register_kv(r);
     return r;
   }();

@@ -1,4 +1,5 @@
 // Rankings by the keys alone: their length, their direction.
+#include "attend/simd/key_rows.h"
 #include "kv/entries.h"
 #include "kv/ranking_entry.h"
 

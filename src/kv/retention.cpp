@@ -5,8 +5,6 @@
 #include <limits>
 #include <numeric>
 
-#include "attend/simd/dense.h"
-
 namespace attend {
 namespace {
 
@@ -35,15 +33,6 @@ struct Implied : Retention {
   const Operator& mechanism;
 };
 
-// f(run, first row of it, rows, rows before them) for the parts of runs that hold slots [first, first + count).
-template <class F>
-void each_part(const KeyView& keys, int64_t first, int64_t count, F f) {
-  for (const KeyRun& run : keys.runs) {
-    const int64_t begin = std::max(first, run.first_slot), end = std::min(first + count, run.first_slot + run.count);
-    if (begin < end) f(run, begin - run.first_slot, end - begin, begin - first);
-  }
-}
-
 }  // namespace
 
 KeyRange slots_in(const KeyView& keys, const KeyRange& range) {
@@ -55,20 +44,6 @@ KeyRange slots_in(const KeyView& keys, const KeyRange& range) {
   };
   const int64_t begin = slot_of(range.begin);
   return {begin, std::max(begin, slot_of(range.end))};
-}
-
-void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
-  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
-    const auto* from = static_cast<const std::byte*>(run.k) + row * run.k_stride * size_of(keys.k_type);
-    dense_kernels(isa).widen(keys.k_type, from, run.k_stride, rows, width, to + before * width, width);
-  });
-}
-
-void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
-  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
-    const auto* from = static_cast<const std::byte*>(run.v) + row * run.v_stride * size_of(keys.v_type);
-    dense_kernels(isa).widen(keys.v_type, from, run.v_stride, rows, width, to + before * width, width);
-  });
 }
 
 void keep_best(std::span<const float> scores, int64_t budget, std::vector<int64_t>& slots) {

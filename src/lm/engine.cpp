@@ -12,6 +12,7 @@
 #include "attend/tensor/error.h"
 #include "executor.h"
 #include "retainer.h"
+#include "selective_reader.h"
 
 namespace attend {
 namespace {
@@ -115,9 +116,6 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                  int64_t context)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
-  if (policy[Kind::kSelector])
-    throw Error(ErrorKind::kUnsupported, "policy", policy[Kind::kSelector]->name, "",
-                "a selector can't run in a model yet");
   const AttentionLayer& first = graph.layers.front();
   const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
   store_ = registry.make<StoreFactory>(*policy[Kind::kStore])
@@ -148,6 +146,16 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
     throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
                 fmt::format("must be at most the model's {} tokens", graph.context));
   retainer_ = std::make_unique<Retainer>(graph, policy, registry, layers_);
+  if (const auto& selector = policy[Kind::kSelector]) {
+    if (retainer_->observes_decoding())
+      throw Error(
+          ErrorKind::kUnsupported, "policy", selector->name, "",
+          fmt::format(
+              "reads a part of the keys, where {} needs the weights of all; stride=0 makes it act on the prompt alone",
+              policy[Kind::kRetention]->name));
+    reader_ =
+        std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, key_bytes_, active_isa(Context(1)));
+  }
   executor_ = std::make_unique<Executor>(*model_, limit_);
 }
 
@@ -175,11 +183,13 @@ int64_t Session::step(int64_t chunk, int64_t left) const {
 View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, Context& context) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   retainer_->expect_act(position_, left > 0 ? position_ + left : kNoEnd);
+  if (reader_) reader_->begin_token();
   last_ = {};
-  const View hidden = executor_->run(ids, position_, wanted, *store_, layers_, *retainer_, context);
+  const View hidden =
+      executor_->run(ids, position_, wanted, {*store_, layers_, *retainer_, reader_.get(), left == 0}, context);
   position_ += rows;
-  peak_bytes_ = std::max(peak_bytes_, store_->bytes());
-  retainer_->act(*store_, position_, rows == left, active_isa(context));
+  peak_bytes_ = std::max(peak_bytes_, bytes());
+  retain(rows == left, context);
   return hidden;
 }
 
@@ -218,11 +228,27 @@ std::span<const float> Session::decode(int32_t id, Context& context) {
   return last_;
 }
 
+void Session::retain(bool prompt_end, Context& context) {
+  if (!retainer_->act(*store_, position_, prompt_end, active_isa(context)) || !reader_) return;
+  std::vector<KeyView> keys;
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+    keys.clear();
+    for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h)
+      keys.push_back(store_->keys(layer, h));
+    reader_->update(layer, keys, 0, context.threads);
+  }
+}
+
+int64_t Session::bytes() const {
+  return store_->bytes() + (reader_ ? reader_->bytes() : 0);
+}
+
 void Session::clear() {
   store_->clear();
   last_ = {};
   position_ = peak_bytes_ = 0;
   retainer_->clear();
+  if (reader_) reader_->clear();
 }
 
 std::vector<int32_t> Session::kept_positions(int layer, int head) const {
@@ -240,6 +266,7 @@ std::vector<int32_t> Session::kept_positions(int layer, int head) const {
 }
 
 int64_t Session::bytes_read_next() const {
+  if (reader_ && reader_->bytes_read() > 0) return reader_->bytes_read();
   int64_t keys_seen = 0;
   for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
     const std::vector<KeyRange> needed = layers_[static_cast<size_t>(layer)]->needed_from(position_);

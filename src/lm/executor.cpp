@@ -25,9 +25,7 @@ void each_row(Context& context, int64_t rows, int64_t elements, const F& f) {
 struct Executor::Step {
   std::span<const int32_t> ids;
   int64_t rows, wanted;
-  Store& store;
-  std::span<const Operator* const> mechanisms;
-  Retainer& retainer;
+  const Policies& policies;
   const RowOps& ops;
   Context& context;
 };
@@ -54,13 +52,13 @@ void Executor::reserve(int64_t rows) {
   capacity_ = rows;
 }
 
-View Executor::run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
-                   std::span<const Operator* const> mechanisms, Retainer& retainer, Context& context) {
+View Executor::run(std::span<const int32_t> ids, int64_t first, int64_t wanted, const Policies& policies,
+                   Context& context) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   reserve(rows);
   positions_.resize(ids.size());
   std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(first));
-  Step step{ids, rows, wanted, store, mechanisms, retainer, row_ops(active_isa(context)), context};
+  Step step{ids, rows, wanted, policies, row_ops(active_isa(context)), context};
   for (size_t r = 0; r < cosine_.size(); ++r)
     model_.rotary(static_cast<int>(r), context_)
         .fill(first, rows, step.ops, cosine_[r].as<float>(), sine_[r].as<float>());
@@ -103,7 +101,7 @@ void Executor::run(const op::Product& o, Step& step) {
 }
 
 void Executor::run(const op::Rotate& o, Step& step) {
-  if (step.mechanisms[static_cast<size_t>(o.layer)]->turns()) return;
+  if (step.policies.mechanisms[static_cast<size_t>(o.layer)]->turns()) return;
   const size_t index = static_cast<size_t>(model_.graph().layers[static_cast<size_t>(o.layer)].rotary);
   const RopeOptions& rope = model_.graph().rotaries[index].options;
   const auto rotate = rope.interleaved ? step.ops.rotate_pairs : step.ops.rotate_halves;
@@ -128,28 +126,39 @@ void Executor::run(const op::Attend& o, Step& step) {
     view.stride = {heads.shape[0] * heads.shape[1] * heads.shape[2], heads.stride[0], heads.stride[1], 1};
     return view;
   };
-  const Operator& mechanism = *step.mechanisms[static_cast<size_t>(o.layer)];
+  const Operator& mechanism = *step.policies.mechanisms[static_cast<size_t>(o.layer)];
   if (mechanism.turns())
     mechanism.turn_keys(batch_of_one(by_head(o.k, layer.kv_heads, layer.d)), positions_, step.context);
-  step.store.append(o.layer, by_head(o.k, layer.kv_heads, layer.d), by_head(o.v, layer.kv_heads, layer.dv), positions_);
+  step.policies.store.append(o.layer, by_head(o.k, layer.kv_heads, layer.d), by_head(o.v, layer.kv_heads, layer.dv),
+                             positions_);
   keys_.clear();
-  for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(step.store.keys(o.layer, h));
-  const Tensors in = {{"q", batch_of_one(by_head(o.q, layer.heads, layer.d))},
-                      {"k", std::span<const KeyView>(keys_)},
-                      {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
+  for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(step.policies.store.keys(o.layer, h));
+  Tensors in = {{"q", batch_of_one(by_head(o.q, layer.heads, layer.d))},
+                {"k", std::span<const KeyView>(keys_)},
+                {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
+  bool weighing = false;
+  if (SelectiveReader* reader = step.policies.reader) {
+    reader->update(o.layer, keys_, keys_[0].count() - step.rows, step.context.threads);
+    if (step.policies.decoding) {
+      if (const Tensors* chosen = reader->read(o.layer, keys_, row(o.q, 0), step.context.threads))
+        for (const auto& [name, argument] : *chosen) in.insert_or_assign(name, argument);
+      weighing = reader->wants_weights(o.layer);
+    }
+  }
   Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
-  const bool observed = step.retainer.observed_from(o.layer) <= positions_.back();
-  if (observed) {
+  const bool observed = step.policies.retainer.observed_from(o.layer) <= positions_.back();
+  if (observed || weighing) {
     lse_.resize(static_cast<size_t>(layer.heads * step.rows));
     out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
   }
   mechanism.forward(in, out, Form::kAny, step.context);
   if (observed) observe(o, in, step);
+  if (weighing) weigh(o, in, step);
 }
 
 void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
   const int64_t heads = model_.graph().layers[static_cast<size_t>(o.layer)].heads;
-  const int64_t first = std::max<int64_t>(0, step.retainer.observed_from(o.layer) - positions_.front());
+  const int64_t first = std::max<int64_t>(0, step.policies.retainer.observed_from(o.layer) - positions_.front());
   auto from_first = [&](View view, int axis) {
     view.data = view.as<float>() + first * view.stride[axis];
     view.shape[axis] -= first;
@@ -159,8 +168,18 @@ void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
   observed["q"] = from_first(std::get<View>(in.at("q")), 2);
   observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
   const View lse = from_first(dense_view(lse_.data(), DType::kF32, {1, heads, step.rows}), 2);
-  step.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(observed, lse, step.retainer.places(o.layer, keys_),
-                                                                 step.context);
+  step.policies.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(
+      observed, lse, step.policies.retainer.places(o.layer, keys_), step.context);
+}
+
+// Of a token that the reader may have given a part of the keys.
+void Executor::weigh(const op::Attend& o, const Tensors& in, Step& step) {
+  SelectiveReader& reader = *step.policies.reader;
+  const int64_t heads = model_.graph().layers[static_cast<size_t>(o.layer)].heads;
+  const View lse = dense_view(lse_.data(), DType::kF32, {1, heads, 1});
+  step.policies.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(
+      in, lse, reader.places(std::get<std::span<const KeyView>>(in.at("k"))), step.context);
+  reader.weighed(o.layer, row(o.q, 0));
 }
 
 void Executor::run(const op::Gate& o, Step& step) {

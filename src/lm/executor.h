@@ -8,6 +8,7 @@
 #include "attend/simd/row_ops.h"
 #include "attend/tensor/operator.h"
 #include "retainer.h"
+#include "selective_reader.h"
 
 namespace attend {
 
@@ -16,11 +17,18 @@ class Executor {
   // For texts of at most `context` tokens.
   Executor(const LanguageModel& model, int64_t context);
 
-  // Feeds tokens at positions first, first + 1, .. through the model; keys go into `store`, weights where `retainer`
-  // wants them. Returns the output
+  // What a session's policy does beside its mechanisms.
+  struct Policies {
+    Store& store;
+    std::span<const Operator* const> mechanisms;  // of each layer
+    Retainer& retainer;
+    SelectiveReader* reader;  // null: every token reads every key
+    bool decoding;            // the reader chooses; in a prompt it only follows the keys
+  };
+
+  // Feeds tokens at positions first, first + 1, .. through the model; keys go into the store. Returns the output
   // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
-  View run(std::span<const int32_t> ids, int64_t first, int64_t wanted, Store& store,
-           std::span<const Operator* const> mechanisms, Retainer& retainer, Context& context);
+  View run(std::span<const int32_t> ids, int64_t first, int64_t wanted, const Policies& policies, Context& context);
 
  private:
   struct Step;
@@ -36,6 +44,7 @@ class Executor {
   void run(const op::SelectRows&, Step&);
 
   void observe(const op::Attend&, const Tensors& in, Step&);
+  void weigh(const op::Attend&, const Tensors& in, Step&);
   void reserve(int64_t rows);
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }

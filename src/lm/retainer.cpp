@@ -101,7 +101,8 @@ std::span<float* const> Retainer::places(int layer, std::span<const KeyView> key
   return places_;
 }
 
-void Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
+bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
+  dropped_ = false;
   const bool look = prompt_end || position - looked_at_ >= kLookEvery;
   if (look) looked_at_ = position;
   for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer)
@@ -112,6 +113,7 @@ void Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
       for (auto& layer : sums_)
         for (auto& head : layer) head.clear();
   }
+  return dropped_;
 }
 
 void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa) {
@@ -167,6 +169,7 @@ void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int6
   const int64_t count = store.keys(layer, kv_head).count();
   if (static_cast<int64_t>(slots.size()) == count) return;
   store.keep(layer, kv_head, slots);
+  dropped_ = true;
   std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
   const size_t group = sums.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
   for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {

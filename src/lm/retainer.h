@@ -26,13 +26,14 @@ class Retainer {
   // What follows `position` is about to run, in a prompt that ends at `prompt_end`; kNoEnd: in none.
   void expect_act(int64_t position, int64_t prompt_end);
 
+  bool observes_decoding() const { return retention_ && retention_->observes() > 0 && retention_->stride() > 0; }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;
   // Where their weights are summed, a place for each query head, long enough for the keys that the store holds.
   std::span<float* const> places(int layer, std::span<const KeyView> keys);
 
-  // `position` tokens were seen.
-  void act(Store& store, int64_t position, bool prompt_end, Isa isa);
+  // `position` tokens were seen. True if keys were dropped.
+  bool act(Store& store, int64_t position, bool prompt_end, Isa isa);
 
   void clear();
 
@@ -56,6 +57,7 @@ class Retainer {
   std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
   std::vector<float*> places_;
   std::vector<int64_t> slots_;
+  bool dropped_ = false;
 };
 
 }  // namespace attend

@@ -17,10 +17,11 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"reference", {"tensor"}},
     {"exact", {"tensor", "simd", "reference"}},
     {"conformance", {"tensor", "simd", "reference", "exact"}},
-    {"kv", {"tensor", "simd", "reference", "exact"}},
-    {"lm", {"tensor", "simd", "reference", "exact", "kv"}},
-    {"study", {"tensor", "simd", "reference", "exact", "kv", "lm"}},
-    {"report", {"tensor", "simd", "reference", "exact", "kv", "lm", "study"}},
+    {"sparse", {"tensor", "simd", "reference", "exact"}},
+    {"kv", {"tensor", "simd", "reference", "exact", "sparse"}},
+    {"lm", {"tensor", "simd", "reference", "exact", "sparse", "kv"}},
+    {"study", {"tensor", "simd", "reference", "exact", "sparse", "kv", "lm"}},
+    {"report", {"tensor", "simd", "reference", "exact", "sparse", "kv", "lm", "study"}},
 };
 
 TEST(Rooms, IncludeOnlyRoomsAboveThem) {

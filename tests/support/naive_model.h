@@ -24,9 +24,9 @@ class NaiveModel {
   NaiveModel(const SmallModel& small, const std::string& bytes)
       : m(small), file(Gguf::parse(test::as_bytes(bytes), "small")), gemma(small.architecture == "gemma3") {}
 
-  // Called once `seen` tokens of a layer are read: may clear what kept[kv head][key] says of keys below `seen`; keys
-  // [kv head][key] are those that queries meet.
-  std::function<void(int64_t seen, const Weights&, const std::vector<std::vector<Row>>& keys,
+  // Called once `seen` tokens of a layer are read: may change kept[kv head][key], which says what the next token meets
+  // of keys[kv head][key].
+  std::function<void(int64_t layer, int64_t seen, const Weights&, const std::vector<std::vector<Row>>& keys,
                      std::vector<std::vector<bool>>& kept)>
       evict;
 
@@ -122,7 +122,7 @@ class NaiveModel {
         for (double o : out) attention.push_back(o / total);
         for (double& weight : weights[static_cast<size_t>(h)][i]) weight /= total;
       }
-      if (evict) evict(static_cast<int64_t>(i) + 1, weights, keys, kept);
+      if (evict) evict(l, static_cast<int64_t>(i) + 1, weights, keys, kept);
       Row h = times(block + "attn_output.weight", attention);
       if (gemma) h = norm(block + "post_attention_norm.weight", h);
       for (size_t c = 0; c < h.size(); ++c) x[i][c] += h[c];

@@ -92,8 +92,4 @@ std::unique_ptr<Retention> make_implied_retention(const Operator& mechanism);
 // Slots of `keys` whose positions lie in [range.begin, range.end): a half-open range of slots. O(log n).
 KeyRange slots_in(const KeyView& keys, const KeyRange& range);
 
-// Rows [first, first + count) of the keys, or of the values, as f32, [count, width].
-void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to);
-void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to);
-
 }  // namespace attend

@@ -33,6 +33,7 @@ using LogitsSink = std::function<void(int64_t first, const View& logits)>;
 
 class Executor;
 class Retainer;
+class SelectiveReader;
 
 // One cache and its position. Not for use by two threads at once. After an error in prefill or decode the session holds
 // a part of the tokens: only clear() may follow.
@@ -62,13 +63,15 @@ class Session {
 
   int64_t position() const { return position_; }  // tokens seen
   int64_t context() const { return limit_; }
-  int64_t bytes() const { return store_->bytes(); }
-  int64_t peak_bytes() const { return peak_bytes_; }  // most that the store held after a step, before keys were dropped
+  // Memory of keys, values, positions, and of a selector's index.
+  int64_t bytes() const;
+  int64_t peak_bytes() const { return peak_bytes_; }  // most that it held after a step, before keys were dropped
 
   // Positions of the keys that a layer and kv head holds, ascending. Linear in their number. Throws Error(kArgument).
   std::vector<int32_t> kept_positions(int layer, int head) const;
 
-  // Bytes of keys and values that the next token's query sees, over layers and kv heads, its own key included.
+  // Bytes of keys and values that the next token's query sees, over layers and kv heads, its own key included. Under a
+  // selector, once a token was decoded: what the last one read, of the index, too.
   int64_t bytes_read_next() const;
 
  private:
@@ -82,6 +85,7 @@ class Session {
   View feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, Context& context);
   // The logits of `hidden` in batches, the first of them those of token `from`.
   void give(const View& hidden, int64_t from, const LogitsSink& sink, Context& context);
+  void retain(bool prompt_end, Context& context);
 
   std::shared_ptr<const LanguageModel> model_;
   int64_t limit_, position_ = 0;
@@ -89,6 +93,7 @@ class Session {
   std::vector<std::unique_ptr<Operator>> mechanisms_;  // distinct ones
   std::vector<const Operator*> layers_;                // of each layer
   std::unique_ptr<Retainer> retainer_;
+  std::unique_ptr<SelectiveReader> reader_;  // of the policy's selector, if any
   std::unique_ptr<Executor> executor_;
   std::span<const float> last_;  // of logits_
   Buffer logits_;                // [kOutputRows, vocabulary]

@@ -1,0 +1,61 @@
+#pragma once
+// What a query reads of the keys that a store holds: chosen for each decoded token, layer and kv head, then attended to
+// exactly. Keys stay where they are; those that were not chosen are not read.
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attend/tensor/isa.h"
+#include "attend/tensor/key_view.h"
+#include "attend/tensor/operator.h"
+
+namespace attend {
+
+// The heads of a model that an index serves.
+struct SelectorShape {
+  int layers, kv_heads, group;  // group: query heads that read a kv head
+  int64_t d;
+  Isa isa;
+};
+
+struct Selection {
+  bool everything = false;
+  std::vector<KeyRange> slots;  // otherwise: ascending, disjoint, none empty; the newest key among them
+  // Added to the scores of the chosen keys, [group, chosen]: -inf hides a key from a query head. Empty: 0.
+  std::vector<float> log_weights;
+  int64_t index_bytes = 0;  // read of the index to choose
+
+  int64_t count() const;
+};
+
+// Appends [begin, end) to ascending ranges, joined to the last one if they touch or overlap.
+void append_range(std::vector<KeyRange>& ranges, KeyRange range);
+
+// What is known of one session's keys. Heads are independent: calls for two of them may run at once.
+class SelectorIndex {
+ public:
+  virtual ~SelectorIndex() = default;
+
+  // Keys from slot `from` on are new, or other than before.
+  virtual void update(int layer, int kv_head, const KeyView& keys, int64_t from) = 0;
+
+  // What the queries [group, d] of the newest token read.
+  virtual void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) = 0;
+
+  // Whether an index wants to know what a layer's queries weighed where they read everything; `weights` [group, keys].
+  virtual bool wants_weights(int layer) const {
+    (void)layer;
+    return false;
+  }
+  virtual void weighed(int layer, int kv_head, const float* q, std::span<const std::vector<float>> weights);
+
+  virtual void clear() = 0;
+  virtual int64_t bytes() const = 0;  // held
+};
+
+struct Selector : Component {
+  virtual std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const = 0;
+};
+
+}  // namespace attend

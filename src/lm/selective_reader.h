@@ -1,0 +1,64 @@
+#pragma once
+// A policy's selector in a session: which keys the newest token of each layer reads.
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attend/kv/store.h"
+#include "attend/lm/graph.h"
+#include "attend/sparse/selector.h"
+#include "attend/tensor/buffer.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+
+class SelectiveReader {
+ public:
+  // Throws Error(kUnsupported) for mechanisms that go by positions or hide keys.
+  SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
+                  std::span<const Operator* const> mechanisms, int64_t key_bytes, Isa isa);
+
+  // Layers whose own window is small are read whole, and not indexed.
+  bool governs(int layer) const { return graph_.layers[static_cast<size_t>(layer)].window == 0; }
+
+  // Keys of the layer from slot `from` on are new, or other than before.
+  void update(int layer, std::span<const KeyView> keys, int64_t from, int threads);
+
+  // What the newest token, queries [heads, d], reads of the layer: arguments of the mechanism, or none where it reads
+  // everything. Valid until the next call.
+  const Tensors* read(int layer, std::span<const KeyView> keys, const float* q, int threads);
+
+  // Whether the index wants weights of the layer's last read; where they go, a place for each query head.
+  bool wants_weights(int layer) const { return governs(layer) && index_->wants_weights(layer); }
+  std::span<float* const> places(std::span<const KeyView> keys);
+  void weighed(int layer, const float* q);
+
+  void clear();
+  int64_t bytes() const { return index_->bytes(); }
+  // Of keys, values and the index, for the last token.
+  int64_t bytes_read() const { return bytes_read_; }
+  void begin_token() { bytes_read_ = 0; }
+
+ private:
+  struct View {  // the chosen keys of one kv head
+    std::vector<KeyRun> runs;
+    Selection selection;
+    bool gathered = false;  // into `rows`, as they lie far apart
+    Buffer rows;
+  };
+  void choose_runs(const KeyView& keys, View& view) const;
+  void gather(const KeyView& keys, const AttentionLayer& layer, View& view) const;
+
+  const Graph& graph_;
+  std::unique_ptr<SelectorIndex> index_;
+  int64_t key_bytes_, bytes_read_ = 0;
+  std::vector<View> views_;
+  std::vector<KeyView> chosen_;
+  std::vector<float> bias_;
+  int32_t position_ = 0;
+  Tensors arguments_;
+  std::vector<std::vector<float>> weights_;
+  std::vector<float*> places_;
+};
+
+}  // namespace attend

@@ -1,0 +1,36 @@
+#include "attend/simd/key_rows.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "attend/simd/dense.h"
+
+namespace attend {
+namespace {
+
+// f(run, first row of it, rows, rows before them) for the parts of runs that hold slots [first, first + count).
+template <class F>
+void each_part(const KeyView& keys, int64_t first, int64_t count, F f) {
+  for (const KeyRun& run : keys.runs) {
+    const int64_t begin = std::max(first, run.first_slot), end = std::min(first + count, run.first_slot + run.count);
+    if (begin < end) f(run, begin - run.first_slot, end - begin, begin - first);
+  }
+}
+
+}  // namespace
+
+void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
+  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
+    const auto* from = static_cast<const std::byte*>(run.k) + row * run.k_stride * size_of(keys.k_type);
+    dense_kernels(isa).widen(keys.k_type, from, run.k_stride, rows, width, to + before * width, width);
+  });
+}
+
+void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
+  each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
+    const auto* from = static_cast<const std::byte*>(run.v) + row * run.v_stride * size_of(keys.v_type);
+    dense_kernels(isa).widen(keys.v_type, from, run.v_stride, rows, width, to + before * width, width);
+  });
+}
+
+}  // namespace attend

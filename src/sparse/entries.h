@@ -1,0 +1,10 @@
+#pragma once
+// The entries of this room, one function a file; register_sparse() calls them all.
+#include "attend/tensor/registry.h"
+
+namespace attend {
+
+void register_quest(Registry& registry);
+void register_recycling(Registry& registry);
+
+}  // namespace attend

@@ -1,0 +1,143 @@
+// Quest's index against plain loops over the keys.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "attend/simd/isa.h"
+#include "attend/sparse/selector.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+namespace {
+
+constexpr int64_t kD = 24;
+constexpr int kGroup = 3;
+
+std::vector<float> normal(int64_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> draw;
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& e : x) e = draw(random);
+  return x;
+}
+
+struct Keys {
+  std::vector<float> rows;
+  KeyRun run;
+
+  explicit Keys(int64_t n) : rows(normal(n * kD, 5)) {}
+  KeyView first(int64_t n) {
+    run = {.k = rows.data(), .v = rows.data(), .k_stride = kD, .v_stride = kD, .first_slot = 0, .count = n};
+    KeyView view;
+    view.runs = {&run, 1};
+    return view;
+  }
+};
+
+std::unique_ptr<SelectorIndex> open(const char* spec, Isa isa) {
+  return registry()
+      .make<Selector>(parse_spec(spec))
+      ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
+}
+
+// The `pages` pages whose bounds allow the largest scores, the last one among them.
+std::vector<KeyRange> expected(const std::vector<float>& k, int64_t n, const std::vector<float>& q, int64_t page,
+                               int64_t pages) {
+  std::vector<std::pair<double, int64_t>> scored;
+  for (int64_t first = 0; first < n; first += page) {
+    const int64_t end = std::min(n, first + page);
+    double best = -INFINITY;
+    for (int g = 0; g < kGroup; ++g) {
+      double bound = 0, largest = -INFINITY;
+      for (int64_t c = 0; c < kD; ++c) {
+        double term = -INFINITY, low = INFINITY, high = -INFINITY;
+        for (int64_t j = first; j < end; ++j) {
+          low = std::min<double>(low, k[static_cast<size_t>(j * kD + c)]);
+          high = std::max<double>(high, k[static_cast<size_t>(j * kD + c)]);
+        }
+        const double x = static_cast<double>(q[static_cast<size_t>(g * kD + c)]);
+        term = std::max(x * low, x * high);
+        bound += term;
+      }
+      for (int64_t j = first; j < end; ++j) {
+        double dot = 0;
+        for (int64_t c = 0; c < kD; ++c)
+          dot += static_cast<double>(q[static_cast<size_t>(g * kD + c)]) *
+                 static_cast<double>(k[static_cast<size_t>(j * kD + c)]);
+        largest = std::max(largest, dot);
+      }
+      EXPECT_GE(bound, largest - 1e-5) << "no key of a page scores beyond its bound";
+      best = std::max(best, bound);
+    }
+    scored.emplace_back(end == n ? INFINITY : best, first);
+  }
+  std::sort(scored.rbegin(), scored.rend());
+  scored.resize(static_cast<size_t>(pages));
+  std::vector<int64_t> firsts;
+  for (const auto& [score, first] : scored) firsts.push_back(first);
+  std::sort(firsts.begin(), firsts.end());
+  std::vector<KeyRange> ranges;
+  for (int64_t first : firsts) append_range(ranges, {first, std::min(n, first + page)});
+  return ranges;
+}
+
+TEST(Quest, ReadsThePagesOfTheLargestBounds) {
+  for (const IsaInfo& info : isa_list()) {
+    if (!info.usable) continue;
+    for (int64_t n : {65, 500, 1000}) {
+      SCOPED_TRACE(testing::Message() << name_of(info.isa) << " " << n << " keys");
+      Keys keys(n);
+      const auto index = open("quest:budget=64,page=16,dense=1", info.isa);
+      for (int64_t seen = 0; seen < n; seen += 37) index->update(1, 1, keys.first(std::min(n, seen + 37)), seen);
+      for (uint64_t seed = 0; seed < 5; ++seed) {
+        const std::vector<float> q = normal(kGroup * kD, 100 + seed);
+        Selection selection;
+        index->select(1, 1, keys.first(n), q.data(), selection);
+        EXPECT_FALSE(selection.everything);
+        EXPECT_EQ(selection.slots, expected(keys.rows, n, q, 16, 4));
+        EXPECT_GT(selection.index_bytes, 0);
+      }
+    }
+  }
+}
+
+TEST(Quest, ReadsEverythingWhereThatIsWithinTheBudget) {
+  Keys keys(100);
+  const std::vector<float> q = normal(kGroup * kD, 1);
+  const auto index = open("quest:budget=100,dense=1", Isa::kAvx2);
+  index->update(0, 0, keys.first(100), 0), index->update(1, 0, keys.first(100), 0);
+  for (int layer : {0, 1}) {
+    Selection selection;
+    index->select(layer, 0, keys.first(100), q.data(), selection);
+    EXPECT_TRUE(selection.everything);
+  }
+  EXPECT_GT(index->bytes(), 0);
+  index->clear();
+  EXPECT_EQ(index->bytes(), 0);
+}
+
+// After keys were dropped the index is that of the ones that stayed.
+TEST(Quest, FollowsKeysThatMoved) {
+  Keys keys(600), moved(300);
+  for (int64_t j = 0; j < 300; ++j) std::copy_n(keys.rows.begin() + 2 * j * kD, kD, moved.rows.begin() + j * kD);
+  const auto index = open("quest:budget=48,dense=0", Isa::kAvx2), fresh = open("quest:budget=48,dense=0", Isa::kAvx2);
+  index->update(0, 0, keys.first(600), 0);
+  index->update(0, 0, moved.first(300), 0);
+  fresh->update(0, 0, moved.first(300), 0);
+  const std::vector<float> q = normal(kGroup * kD, 9);
+  Selection a, b;
+  index->select(0, 0, moved.first(300), q.data(), a);
+  fresh->select(0, 0, moved.first(300), q.data(), b);
+  EXPECT_EQ(a.slots, b.slots);
+}
+
+TEST(Selection, JoinsRanges) {
+  std::vector<KeyRange> ranges;
+  for (const KeyRange& r : {KeyRange{2, 4}, {4, 5}, {7, 7}, {8, 9}, {8, 12}}) append_range(ranges, r);
+  EXPECT_EQ(ranges, (std::vector<KeyRange>{{2, 5}, {8, 12}}));
+}
+
+}  // namespace
+}  // namespace attend
