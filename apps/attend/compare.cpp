@@ -98,22 +98,6 @@ void add_greedy(Page& page, const Comparison& comparison, const Tokenizer& token
   }
 }
 
-// What each policy that drops keys holds of the prompt.
-void add_kept(Page& page, const Comparison& comparison, std::span<const int32_t> ids, const Tokenizer& tokenizer) {
-  std::vector<std::string> pieces;
-  for (int64_t i = 0; i < comparison.prompt; ++i) pieces.push_back(tokenizer.piece(ids[static_cast<size_t>(i)], false));
-  bool any = false;
-  for (const PolicyResult& row : comparison.rows) {
-    const auto whole = [&](const std::vector<int32_t>& head) {
-      return static_cast<int64_t>(head.size()) == comparison.prompt;
-    };
-    if (std::all_of(row.kept.positions.begin(), row.kept.positions.end(), whole)) continue;
-    if (!any) page.heading("Tokens held after the prompt");
-    any = true;
-    page.kept({row.policy, row.kept, pieces});
-  }
-}
-
 std::string page(const CompareCommand& options, const Comparison& comparison, std::span<const int32_t> ids,
                  const LanguageModel& model, const Context& context) {
   Page page("Attention policies compared",
@@ -153,7 +137,10 @@ std::string page(const CompareCommand& options, const Comparison& comparison, st
     read.series.push_back({row.policy, {{row.bytes_read / 1e6, row.kl}}, true});
   }
   for (const Chart* chart : {&nll, &kl, &held, &read}) page.chart(*chart);
-  add_kept(page, comparison, ids, model.tokenizer());
+  std::vector<KeptRow> kept;
+  for (const PolicyResult& row : comparison.rows) kept.push_back({row.policy, row.kept});
+  add_kept(page, "Tokens held after the prompt", kept, ids.first(static_cast<size_t>(comparison.prompt)), {},
+           model.tokenizer());
   if (options.greedy > 0) add_greedy(page, comparison, model.tokenizer());
   add_command(page,
               fmt::format("attend compare -m {} -f {} --policies \"{}\" --prompt {}{}", options.model.model,
@@ -209,6 +196,33 @@ std::vector<Readings> compared_policies(const CompareCommand& options, const Lan
   for (const std::string& policy : split_policies(options.policies))
     policies.push_back(model_readings(policy, model.compute(), registry()));
   return policies;
+}
+
+void add_kept(Page& page, const std::string& heading, const std::vector<KeptRow>& rows, std::span<const int32_t> prompt,
+              const std::vector<std::string>& marked, const Tokenizer& tokenizer) {
+  std::vector<std::string> pieces;
+  std::string text;
+  std::vector<size_t> ends;  // of pieces in the text
+  for (int32_t id : prompt) {
+    text += pieces.emplace_back(tokenizer.piece(id, false));
+    ends.push_back(text.size());
+  }
+  std::vector<std::pair<int64_t, int64_t>> marks;
+  for (const std::string& part : marked) {
+    const size_t at = text.find(part);
+    if (at == std::string::npos) continue;
+    const auto first = std::upper_bound(ends.begin(), ends.end(), at);
+    const auto last = std::lower_bound(first, ends.end(), at + part.size());
+    marks.emplace_back(first - ends.begin(), last - ends.begin() + 1);
+  }
+  bool any = false;
+  for (const KeptRow& row : rows) {
+    const auto whole = [&](const std::vector<int32_t>& head) { return head.size() == prompt.size(); };
+    if (std::all_of(row.kept.positions.begin(), row.kept.positions.end(), whole)) continue;
+    if (!any) page.heading(heading);
+    any = true;
+    page.kept({row.policy, row.kept, pieces, marks});
+  }
 }
 
 void add_command(Page& page, const std::string& command, const CompareCommand& options, const Context& context) {

@@ -1,6 +1,7 @@
 #pragma once
 // What the forms of `attend compare` share.
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,15 @@ struct CompareCommand {
 
 // Policies of a loaded model, in the order of --policies.
 std::vector<Readings> compared_policies(const CompareCommand& options, const LanguageModel& model);
+
+// What each policy holds of a prompt, drawn for those that drop some of it; the first place of each marked text stands
+// out.
+struct KeptRow {
+  std::string policy;
+  const KeptMap& kept;
+};
+void add_kept(Page& page, const std::string& heading, const std::vector<KeptRow>& rows, std::span<const int32_t> prompt,
+              const std::vector<std::string>& marked, const Tokenizer& tokenizer);
 
 // The last section of a page: the command that gives it again, and what ran it.
 void add_command(Page& page, const std::string& command, const CompareCommand& options, const Context& context);

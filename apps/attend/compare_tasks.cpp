@@ -284,6 +284,13 @@ std::string page(const CompareCommand& options, const TaskComparison& comparison
   page.text(fmt::format("NLL, and {} answers.", options.generate ? "matching" : "exact"));
   add_heat_maps(page, comparison, options.generate);
   add_length_charts(page, comparison);
+  const TaskCell& shown = comparison.cells[comparison.example.cell];
+  std::vector<KeptRow> kept;
+  for (const TaskRow& row : comparison.rows) kept.push_back({row.policy, row.kept});
+  add_kept(page,
+           fmt::format("Tokens held after the first prompt of {} in {} tokens{}", shown.task->name, shown.length,
+                       shown.depth < 0 ? "" : fmt::format(", depth {:g} %", shown.depth)),
+           kept, comparison.example.prompt, comparison.example.targets, model.tokenizer());
   std::string command =
       fmt::format("attend compare -m {} --task {} --lengths {} --depths {} --samples {} --seed {} --policies \"{}\"",
                   options.model.model, options.tasks, options.lengths, options.depths, options.samples, options.seed,
@@ -305,6 +312,7 @@ int run_task_comparison(const CompareCommand& options) {
                      .samples = options.samples,
                      .seed = static_cast<uint64_t>(options.seed),
                      .generate = options.generate,
+                     .kept = !options.html.empty(),
                      .chunk = options.model.chunk,
                      .context = options.model.context};
   const Essay essay = read_essay(options, run.tasks);

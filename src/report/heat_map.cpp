@@ -48,12 +48,14 @@ std::string value_text(double value, bool percent) {
 
 std::string svg(const HeatMaps& maps, const HeatMap& map, double low, double high) {
   const double width = kLeft + kCellWidth * static_cast<double>(maps.columns.size()) + 2;
-  const double height = kTop + kCellHeight * static_cast<double>(maps.rows.size()) + kBottom;
+  const double cells = kCellHeight * static_cast<double>(maps.rows.size());
+  const double top = kTop + std::max(0.0, 7.2 * static_cast<double>(maps.y_label.size()) - cells) / 2;  // for the label
+  const double height = 2 * top - kTop + cells + kBottom;
   std::string out = fmt::format(
       "<svg viewBox=\"0 0 {0:.0f} {1:.0f}\" style=\"width:{0:.0f}px\" role=\"img\" aria-label=\"{2}: {3}\">\n", width,
       height, escape_html(maps.title), escape_html(map.name));
   for (size_t r = 0; r < maps.rows.size(); ++r) {
-    const double y = kTop + kCellHeight * static_cast<double>(r);
+    const double y = top + kCellHeight * static_cast<double>(r);
     out += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n", kLeft - 8,
                        y + kCellHeight / 2 + 4, escape_html(maps.rows[r]));
     for (size_t c = 0; c < maps.columns.size(); ++c) {

@@ -15,7 +15,9 @@ namespace {
 
 constexpr int kLevels = 8;           // of colour; the page's style has them as k1 to k8
 constexpr int64_t kStretches = 220;  // of the text, at most
-constexpr int64_t kShown = 3000;     // tokens of the text, at most
+constexpr int64_t kWhole = 3000;     // tokens: longer texts are shown in part
+constexpr int64_t kEnds = 1000;      // then, tokens at each end
+constexpr int64_t kAround = 200;     // and on each side of a mark
 constexpr double kWidth = 880, kLeft = 64, kRight = 12, kBottom = 42;
 
 int level_of(double share) {
@@ -63,6 +65,11 @@ std::string strips(const KeptFigure& figure) {
     out += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", kLeft - 8,
                        layer_height * (layer + 0.5) + 4, layer);
   const double base = height - kBottom;
+  for (const auto& [begin, end] : figure.marks) {
+    const double x =
+        kLeft + (kWidth - kLeft - kRight) * static_cast<double>(begin + end) / 2 / static_cast<double>(map.tokens);
+    out += fmt::format("<line class=\"mark\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"0\" y2=\"{1:.1f}\"/>\n", x, base + 4);
+  }
   for (const double tick : axis_ticks(0, static_cast<double>(map.tokens), 8, false)) {
     const double x = kLeft + (kWidth - kLeft - kRight) * tick / static_cast<double>(map.tokens);
     out += fmt::format(
@@ -79,23 +86,56 @@ std::string strips(const KeptFigure& figure) {
   return out + "</svg>\n";
 }
 
-// Tokens [begin, end), those of one level together. A character that several tokens make has the level of the last.
-std::string shaded(const KeptFigure& figure, const std::vector<float>& shares, int64_t begin, int64_t end) {
+struct Look {
+  int level = 0;
+  bool marked = false, shown = true;
+  bool operator==(const Look&) const = default;
+};
+
+std::vector<Look> looks(const KeptFigure& figure) {
+  const int64_t tokens = figure.map.tokens;
+  std::vector<Look> all(static_cast<size_t>(tokens));
+  const std::vector<float> shares = figure.map.shares();
+  for (int64_t i = 0; i < tokens; ++i)
+    all[static_cast<size_t>(i)] = {.level = level_of(static_cast<double>(shares[static_cast<size_t>(i)])),
+                                   .shown = tokens <= kWhole || i < kEnds || i >= tokens - kEnds};
+  for (const auto& [begin, end] : figure.marks)
+    for (int64_t i = std::max<int64_t>(begin - kAround, 0); i < std::min(end + kAround, tokens); ++i) {
+      Look& look = all[static_cast<size_t>(i)];
+      look.shown = true;
+      look.marked |= i >= begin && i < end;
+    }
+  for (Look& look : all)
+    if (!look.shown) look.level = 0;
+  return all;
+}
+
+// The text, tokens that look alike together. A character that several tokens make looks like the last.
+std::string shaded(const KeptFigure& figure) {
   std::string out, run;
-  int last = 0;
+  Look last;
+  int64_t left_out = 0;
   auto flush = [&] {
-    if (run.empty()) return;
-    out += last ? fmt::format("<span class=\"k{}\">{}</span>", last, escape_html(run)) : escape_html(run);
+    if (left_out) out += fmt::format("\n<i>{} tokens are left out</i>\n", left_out);
+    left_out = 0;
+    const std::string text = escape_html(run);
+    const std::string level = last.level ? fmt::format("k{}", last.level) : "", mark = last.marked ? "marked" : "";
+    if (!run.empty())
+      out += last.level || last.marked ? fmt::format("<span class=\"{}{}{}\">{}</span>", level,
+                                                     last.level && last.marked ? " " : "", mark, text)
+                                       : text;
     run.clear();
   };
   Utf8Stream characters;
-  for (int64_t i = begin; i < end; ++i) {
-    const std::string text = characters.push(figure.pieces[static_cast<size_t>(i)]);
-    if (text.empty()) continue;
-    const int level = level_of(static_cast<double>(shares[static_cast<size_t>(i)]));
-    if (level != last) flush();
-    last = level;
-    run += text;
+  const std::vector<Look> all = looks(figure);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const std::string text = characters.push(figure.pieces[i]);
+    if (all[i] != last) flush();
+    last = all[i];
+    if (last.shown)
+      run += text;
+    else
+      ++left_out;
   }
   run += characters.finish();
   flush();
@@ -109,21 +149,21 @@ std::string kept_html(const KeptFigure& figure) {
   if (static_cast<int64_t>(figure.pieces.size()) != tokens)
     throw Error(ErrorKind::kArgument, "kept map", "pieces", std::to_string(figure.pieces.size()),
                 fmt::format("must be one a token, {}", tokens));
+  for (const auto& [begin, end] : figure.marks)
+    if (begin < 0 || begin >= end || end > tokens)
+      throw Error(ErrorKind::kArgument, "kept map", "marks", fmt::format("[{}, {})", begin, end),
+                  fmt::format("must lie in the text, [0, {})", tokens));
   std::string out = fmt::format("<figure class=\"chart\">\n<figcaption>{}</figcaption>\n", escape_html(figure.title));
   if (tokens == 0 || figure.map.empty()) return out + "</figure>\n";
   size_t held = 0;
   for (const std::vector<int32_t>& head : figure.map.positions) held += head.size();
   out += fmt::format(
       "<p class=\"caption\">A line is a kv head, from layer 0 on; the stronger the colour, the more of the tokens are "
-      "held. {:.1f} % of all keys are. In the text, the more heads hold a token, the stronger its colour.</p>\n",
-      100 * static_cast<double>(held) / static_cast<double>(figure.map.positions.size()) / static_cast<double>(tokens));
+      "held. {:.1f} % of all keys are. In the text, the more heads hold a token, the stronger its colour.{}</p>\n",
+      100 * static_cast<double>(held) / static_cast<double>(figure.map.positions.size()) / static_cast<double>(tokens),
+      figure.marks.empty() ? "" : " What is marked has a frame there, and a line through all heads here.");
   out += strips(figure);
-  const std::vector<float> shares = figure.map.shares();
-  const int64_t half = tokens > kShown ? kShown / 2 : tokens;
-  out += "<div class=\"kept\">" + shaded(figure, shares, 0, half);
-  if (tokens > kShown)
-    out += fmt::format("\n<i>{} tokens are left out</i>\n", tokens - kShown) +
-           shaded(figure, shares, tokens - half, tokens);
+  out += "<div class=\"kept\">" + shaded(figure);
   return out + "</div>\n</figure>\n";
 }
 

@@ -47,6 +47,8 @@ svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-sy
 .kept { max-height: 320px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 10px;
   border-top: 1px solid var(--rule); padding-top: 8px; font: 12px/1.6 ui-monospace, "SF Mono", Menlo,
   "Liberation Mono", monospace; color: var(--soft); }
+.marked { outline: 2px solid var(--s1); outline-offset: -1px; border-radius: 2px; }
+.mark { stroke: var(--s1); stroke-width: 1.5; }
 .kept span { color: var(--ink); }
 .k1 { background: rgb(42 120 214 / 9%); } .k2 { background: rgb(42 120 214 / 16%); }
 .k3 { background: rgb(42 120 214 / 23%); } .k4 { background: rgb(42 120 214 / 30%); }

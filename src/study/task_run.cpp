@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "attend/simd/isa.h"
 #include "attend/simd/row_ops.h"
@@ -68,6 +70,14 @@ std::vector<TaskCell> make_cells(const TaskRunOptions& options) {
   return cells;
 }
 
+size_t example_cell(const std::vector<TaskCell>& cells) {
+  size_t best = 0;
+  auto rank = [](const TaskCell& cell) { return std::pair(cell.length, std::abs(cell.depth - 50)); };
+  for (size_t i = 1; i < cells.size(); ++i)
+    if (cells[i].task == cells[0].task && rank(cells[i]) < rank(cells[best])) best = i;
+  return best;
+}
+
 }  // namespace
 
 uint64_t task_seed(uint64_t seed, int64_t length, int64_t number) {
@@ -101,7 +111,9 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
   for (const TaskCell& cell : result.cells)
     whole.total += cell.length * cell.samples * static_cast<int64_t>(policies.size());
 
-  for (const TaskCell& cell : result.cells) {
+  result.example.cell = example_cell(result.cells);
+  for (size_t c = 0; c < result.cells.size(); ++c) {
+    const TaskCell& cell = result.cells[c];
     std::vector<TaskScore> sums(policies.size());
     whole.what = fmt::format("{} in {} tokens", cell.task->name, cell.length);
     for (int64_t number = 0; number < cell.samples; ++number) {
@@ -115,6 +127,11 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
       const Ids ids = encode(tokenizer, sample);
       const std::span<const int32_t> prompt(ids.all.data(), ids.prompt);
       const int64_t answer = static_cast<int64_t>(ids.all.size() - ids.prompt);
+      const bool shown = options.kept && c == result.example.cell && number == 0;
+      if (shown) {
+        result.example.prompt.assign(prompt.begin(), prompt.end());
+        result.example.targets = sample.targets;
+      }
       ++result.samples;
       result.prompt_tokens += static_cast<int64_t>(prompt.size());
       result.answer_tokens += answer;
@@ -125,6 +142,7 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
         prefill(run, prompt, options.chunk, context);
         run.prefill += Clock::now() - begin;
         row.kv_bytes = std::max(row.kv_bytes, run.session.bytes());
+        if (shown) row.kept = kept_map(run.session, model->graph());
         std::span<const float> logits = run.session.last_logits();
         double nll = 0;
         bool exact = true;

@@ -152,7 +152,8 @@ TEST_F(ModelCommands, ComparesOnTasks) {
   EXPECT_EQ(report(again)["rows"][1]["cells"], result["rows"][1]["cells"]);
   std::ifstream in(html);
   const std::string page{std::istreambuf_iterator<char>(in), {}};
-  for (const char* part : {"depth, %", "--task niah_single_1,fwe", "--seed 5", "window=50"})
+  for (const char* part :
+       {"depth, %", "Tokens held", "class=\"mark\"", "--task niah_single_1,fwe", "--seed 5", "window=50"})
     EXPECT_NE(page.find(part), std::string::npos) << part;
 
   const std::vector<std::string> task = {"compare", "-m", file.path, "--policies", "softmax", "--task"};

@@ -133,6 +133,13 @@ TEST(Kept, DrawsSharesOfHeadsAndText) {
   EXPECT_EQ(count(html, "nan") + count(html, "inf"), 0u);
   EXPECT_THROW(kept_html({"t", map, {"one"}}), Error);
   EXPECT_EQ(count(kept_html({"t", {}, {}}), "<svg"), 0u);
+  const std::string marked = kept_html({"t", map, pieces, {{0, 2}}});
+  EXPECT_NE(marked.find("<span class=\"k8 marked\">&lt;b&gt;</span><span class=\"marked\"> gap </span>"),
+            std::string::npos)
+      << marked;
+  EXPECT_EQ(count(marked, "class=\"mark\""), 1u);
+  for (std::pair<int64_t, int64_t> wrong : {std::pair{-1, 1}, {1, 1}, {3, 5}})
+    EXPECT_THROW(kept_html({"t", map, pieces, {wrong}}), Error);
 
   KeptMap large{.layers = 30, .kv_heads = 3, .tokens = 9000, .positions = {}};
   for (int head = 0; head < 90; ++head) {
@@ -141,8 +148,11 @@ TEST(Kept, DrawsSharesOfHeadsAndText) {
       if (p * 7919 % 64 < head) positions.push_back(p);
   }
   const std::string page = kept_html({"t", large, std::vector<std::string>(9000, "w ")});
-  EXPECT_EQ(count(page, "w "), 3000u);
-  EXPECT_NE(page.find("6000 tokens are left out"), std::string::npos);
+  EXPECT_EQ(count(page, "w "), 2000u);
+  EXPECT_NE(page.find("7000 tokens are left out"), std::string::npos);
+  const std::string near = kept_html({"t", large, std::vector<std::string>(9000, "w "), {{5000, 5002}}});
+  EXPECT_EQ(count(near, "w "), 2402u);
+  EXPECT_EQ(count(near, "tokens are left out"), 2u);
   EXPECT_LT(page.size(), 800'000u);
 }
 

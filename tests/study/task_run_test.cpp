@@ -103,6 +103,7 @@ TEST_F(TaskRun, CellsAreTasksLengthsAndTheDepthsThatATaskHas) {
   TaskRunOptions options{.tasks = {find_tasks("niah_multikey_2")[0], find_tasks("fwe")[0]}, .lengths = {1500, 1200}};
   options.depths = {0, 100};
   options.samples = 2;
+  options.kept = true;
   const TaskComparison result = run({"softmax"}, options);
   EXPECT_EQ(context_.progress, &seen);
   ASSERT_EQ(result.cells.size(), 6u);
@@ -116,6 +117,10 @@ TEST_F(TaskRun, CellsAreTasksLengthsAndTheDepthsThatATaskHas) {
   EXPECT_NEAR(result.rows[0].all.nll, nll, 1e-12);
   EXPECT_TRUE(std::isnan(result.rows[0].all.match));
   EXPECT_GT(seen.last, 0);
+  EXPECT_EQ(result.example.cell, 2u);  // 1200 tokens, depth 0
+  EXPECT_EQ(result.example.targets.size(), 1u);
+  EXPECT_EQ(result.rows[0].kept.tokens, static_cast<int64_t>(result.example.prompt.size()));
+  EXPECT_EQ(result.rows[0].kept.positions[3].size(), result.example.prompt.size());
   context_.progress = nullptr;
 }
 

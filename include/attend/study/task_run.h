@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attend/lm/ensemble.h"
+#include "attend/study/kept.h"
 #include "attend/study/task.h"
 
 namespace attend {
@@ -24,6 +25,7 @@ struct TaskRunOptions {
   uint64_t seed = 0;
   std::string_view essay = {};
   bool generate = false;  // RULER's score too
+  bool kept = false;      // tell what each policy keeps of one prompt
   int64_t chunk = 512;    // prompt tokens a step
   int64_t context = 0;    // most tokens a session may hold; 0: the model's own
 };
@@ -51,12 +53,21 @@ struct TaskRow {
   int64_t kv_bytes = 0;          // most that the store held after a prompt
   int64_t peak_bytes = 0;        // most that it ever held
   double bytes_read = 0;         // bytes of visible keys and values a forced token, mean
+  KeptMap kept = {};             // of TaskComparison::example
+};
+
+// One sample of the run: the first of the first task, at its shortest length and the depth nearest to 50.
+struct TaskExample {
+  size_t cell = 0;
+  std::vector<int32_t> prompt;
+  std::vector<std::string> targets;
 };
 
 struct TaskComparison {
   int64_t samples = 0, prompt_tokens = 0, answer_tokens = 0;
   std::vector<TaskCell> cells;
   std::vector<TaskRow> rows;  // in the order of the policies
+  TaskExample example;        // if asked for
 };
 
 // The seed of a sample, from 0 on, of a length: the same question at every depth.
