@@ -20,6 +20,10 @@ void check_store_shape(const StoreShape& shape) {
     throw Error(ErrorKind::kArgument, "store", "shape",
                 fmt::format("{} layers, {} heads, d {}, dv {}", shape.layers, shape.kv_heads, shape.d, shape.dv),
                 fmt::format("must be 1..{} each", kMost));
+  if (int64_t{shape.layers} * shape.kv_heads > kMost)
+    throw Error(ErrorKind::kArgument, "store", "shape",
+                fmt::format("{} layers of {} heads", shape.layers, shape.kv_heads),
+                fmt::format("must be at most {} heads in all", kMost));
   if (shape.context < 0)
     throw Error(ErrorKind::kArgument, "store", "context", std::to_string(shape.context), "must be at least 0");
   const bool quantised = is_quantised(shape.codec);

@@ -2,8 +2,10 @@
 #include <map>
 #include <mutex>
 
+#include "attend/kv/offloaded_store.h"
 #include "attend/kv/paged_store.h"
 #include "attend/kv/store.h"
+#include "attend/kv/virtual_store.h"
 #include "kv/entries.h"
 
 namespace attend {
@@ -47,6 +49,50 @@ std::unique_ptr<Component> make_paged(const Spec& spec) {
   return std::make_unique<PagedFactory>(PagedOptions{.page = spec.integer("page"), .share = spec.flag("share")});
 }
 
+struct VirtualFactory : StoreFactory {
+  explicit VirtualFactory(const VirtualOptions& given) : options(given) {}
+  std::unique_ptr<Store> open(const StoreShape& shape) const override { return make_virtual_store(shape, options); }
+  VirtualOptions options;
+};
+
+constexpr Option kReserve = {
+    "reserve", "tokens", "Tokens that addresses are reserved for; 0: the context.", "0", OptionType::kInteger,
+    0,         1 << 30};
+
+constexpr Option kVirtualOptions[] = {kReserve};
+
+constexpr Paper kVirtualPapers[] = {
+    {"vAttention: Dynamic Memory Management for Serving LLMs without PagedAttention", "2405.04437", "210"}};
+
+std::unique_ptr<Component> make_virtual(const Spec& spec) {
+  return std::make_unique<VirtualFactory>(VirtualOptions{.reserve = spec.integer("reserve")});
+}
+
+struct OffloadedFactory : StoreFactory {
+  explicit OffloadedFactory(const OffloadedOptions& given) : options(given) {}
+  std::unique_ptr<Store> open(const StoreShape& shape) const override { return make_offloaded_store(shape, options); }
+  OffloadedOptions options;
+};
+
+constexpr Option kOffloadedOptions[] = {
+    {"resident", "MiB", "Keys and values in memory, but never less than three layers.", "256", OptionType::kInteger, 0,
+     1 << 30},
+    kReserve,
+    {.name = "directory",
+     .unit = "",
+     .help = "Where the file lies; empty: $TMPDIR, else /tmp.",
+     .fallback = "",
+     .type = OptionType::kText,
+     .min = 0,
+     .max = 0,
+     .path = true},
+};
+
+std::unique_ptr<Component> make_offloaded(const Spec& spec) {
+  return std::make_unique<OffloadedFactory>(OffloadedOptions{
+      .resident = spec.integer("resident"), .reserve = spec.integer("reserve"), .directory = spec.text("directory")});
+}
+
 constexpr Entry kEntries[] = {
     {.kind = Kind::kStore,
      .name = "contiguous",
@@ -74,6 +120,35 @@ constexpr Entry kEntries[] = {
               "(compared byte by byte), not by token, among the stores of one factory: forks, and sequences with equal "
               "prefixes.",
      .make = make_paged},
+    {.kind = Kind::kStore,
+     .name = "virtual",
+     .room = "kv",
+     .equation = "slot s of a layer and head lies at row s of addresses reserved for the whole context",
+     .summary = "One run of addresses for each layer and kv head, with memory only where keys lie, given back at once.",
+     .options = kVirtualOptions,
+     .in = {},
+     .out = {},
+     .papers = kVirtualPapers,
+     .traits = {.exact_for = "every mechanism that reads keys", .forms = {}, .patterns = {}},
+     .notes =
+         "Pages are those of the operating system and come on first touch: the system, not attend, decides whether "
+         "there is memory for one. Tokens beyond the reserve are an error.",
+     .make = make_virtual},
+    {.kind = Kind::kStore,
+     .name = "offloaded",
+     .room = "kv",
+     .equation = "slot s of a layer and head lies at row s of its region of a file",
+     .summary = "Keys and values in a mapped file: the next layer is read ahead, those that don't fit are evicted.",
+     .options = kOffloadedOptions,
+     .in = {},
+     .out = {},
+     .papers = {},
+     .traits = {.exact_for = "every mechanism that reads keys", .forms = {}, .patterns = {}},
+     .notes =
+         "The file has no name and goes with the store. Memory is bounded between steps; keys that are dropped from "
+         "layers on disk pass through memory. On tmpfs nothing leaves memory. An input error of the disk ends the "
+         "process.",
+     .make = make_offloaded},
 };
 
 }  // namespace

@@ -212,8 +212,9 @@ TEST(Stores, ComeAndGoWithoutGrowth) {
     SCOPED_TRACE(spec);
     const auto opens = factory(spec);
     int64_t before = 0;
-    for (int sequence = 0; sequence < 3000; ++sequence) {
-      if (sequence == 1000) before = resident_bytes();
+    const int sequences = spec == "offloaded" ? 300 : 3000;  // a file each
+    for (int sequence = 0; sequence < sequences; ++sequence) {
+      if (sequence == sequences / 3) before = resident_bytes();
       auto store = opens->open(shape);
       const int64_t t = 1 + random() % 100;
       View keys = k.view, values = v.view;
@@ -222,8 +223,8 @@ TEST(Stores, ComeAndGoWithoutGrowth) {
       if (sequence % 3 == 0) store->keep(1, 0, std::vector<int64_t>{0});
       if (sequence % 4 == 0) store->clear();
     }
-    // A sequence holds up to 100 KB, so that one in ten kept would show.
-    EXPECT_LT(resident_bytes() - before, 4 << 20);
+    // A sequence holds up to 100 KB, so that a few kept would show.
+    EXPECT_LT(resident_bytes() - before, 3 << 20);
   }
 }
 

@@ -31,6 +31,7 @@ struct Option {
   OptionType type;
   double min, max;                // inclusive; of numbers
   std::string_view choices = {};  // of text: its values, separated by "|"; empty: any
+  bool path = false;              // names a file or directory: a request over a network must not set it
 };
 
 struct Port {
