@@ -112,9 +112,11 @@ class Generator {
 
 void print_summary(const Answer& answer, const Ensemble& session) {
   const std::string line = fmt::format(
-      "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s; keys and values {}; peak memory {}{}",
+      "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s; keys and values {}{}; peak memory {}{}",
       answer.prompt_tokens, answer.prefill_tps(), answer.tokens.size(), answer.decode_tps(),
-      bytes_text(session.bytes()), bytes_text(peak_memory()), answer.full ? "; the context is full" : "");
+      bytes_text(session.bytes()),
+      session.disk_bytes() ? fmt::format(" ({} on disk)", bytes_text(session.disk_bytes())) : "",
+      bytes_text(peak_memory()), answer.full ? "; the context is full" : "");
   fmt::print(stderr, "{}\n", coloured(line, Colour::kDim, has_colour(Stream::kError)));
 }
 
@@ -196,6 +198,7 @@ int run_run(const RunOptions& given, bool has_prompt) {
                 {"prefill_tps", answer.prefill_tps()},
                 {"decode_tps", answer.decode_tps()},
                 {"kv_bytes", session.bytes()},
+                {"kv_disk_bytes", session.disk_bytes()},
                 {"peak_rss_bytes", peak_memory()}});
     return 0;
   }

@@ -108,6 +108,12 @@ int64_t Ensemble::bytes() const {
   return sum;
 }
 
+int64_t Ensemble::disk_bytes() const {
+  int64_t sum = 0;
+  for (const Session& session : sessions_) sum += session.disk_bytes();
+  return sum;
+}
+
 int64_t Ensemble::peak_bytes() const {
   int64_t sum = 0;
   for (const Session& session : sessions_) sum += session.peak_bytes();

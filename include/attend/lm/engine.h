@@ -65,6 +65,7 @@ class Session {
   int64_t context() const { return limit_; }
   // Memory of keys, values, positions, and of a selector's index.
   int64_t bytes() const;
+  int64_t disk_bytes() const { return store_->disk_bytes(); }
   int64_t peak_bytes() const { return peak_bytes_; }  // most that it held after a step, before keys were dropped
 
   // Positions of the keys that a layer and kv head holds, ascending. Linear in their number. Throws Error(kArgument).

@@ -38,6 +38,7 @@ class Ensemble {
   int64_t position() const { return first().position(); }
   int64_t context() const { return first().context(); }
   int64_t bytes() const;
+  int64_t disk_bytes() const;
   int64_t peak_bytes() const;
   int64_t bytes_read_next() const;
   std::span<const Session> sessions() const { return sessions_; }  // of each reading
