@@ -183,7 +183,7 @@ int run_compare(const CompareCommand& options, const Options& given) {
       if (given.given(name)) throw UsageError(fmt::format("{} is of a text: a task has prompts of its own", name));
     return run_task_comparison(options);
   }
-  for (const char* name : {"--lengths", "--depths", "--samples", "--seed", "--generate"})
+  for (const char* name : {"--lengths", "--depths", "--samples", "--seed", "--generate", "--late-question"})
     if (given.given(name)) throw UsageError(fmt::format("{} is of a task: name one with --task", name));
   if (options.text.empty()) throw UsageError("a text is needed, -f TEXTFILE, or a task, --task NAME");
   return run_text_comparison(options);
@@ -267,6 +267,8 @@ const Command kCompare = {
       options.integer("--samples N", o->samples, 1, 10000, "questions of each task, length and depth (default: 1)");
       options.integer("--seed N", o->seed, 0, int64_t{1} << 62, "what questions are drawn from (default: 0)");
       options.flag("--generate", o->generate, "also let the model answer, and score that as RULER does");
+      options.flag("--late-question", o->late_question,
+                   "end the prompt before its question, so that what stays is chosen without knowing it");
       declare_model_options(options, o->model);
       return [o, &options] { return run_compare(*o, options); };
     }};

@@ -19,7 +19,7 @@ struct CompareCommand {
   // Tasks
   std::string tasks, lengths = "1024,2048,4096", depths = "0,25,50,75,100";
   int64_t samples = 1, seed = 0;
-  bool generate = false;
+  bool generate = false, late_question = false;
 };
 
 // Policies of a loaded model, in the order of --policies.

@@ -175,6 +175,7 @@ Json result_json(const TaskComparison& comparison, const CompareCommand& options
   }
   return {{"model", options.model.model},
           {"seed", options.seed},
+          {"late_question", options.late_question},
           {"haystack", essay.source.empty() ? Json(nullptr) : Json(essay.source)},
           {"samples", comparison.samples},
           {"prompt_tokens", comparison.prompt_tokens},
@@ -262,6 +263,10 @@ std::string page(const CompareCommand& options, const TaskComparison& comparison
       "its tokens. An answer is exact if each of its tokens is the most likely one on the way. Tasks are those of "
       "RULER "
       "(arXiv:2404.06654), asked without a chat template.");
+  if (options.late_question)
+    page.text(
+        "Each prompt ended before its question, which was then decoded one token a step: what stays was chosen without "
+        "knowing what would be asked.");
   if (!essay.source.empty()) page.text("Essay: " + essay.source);
   Chart held{.title = "Quality against memory",
              .x_label = "MB of keys and values held after the prompt",
@@ -297,6 +302,7 @@ std::string page(const CompareCommand& options, const TaskComparison& comparison
                   options.policies);
   if (!options.text.empty()) command += fmt::format(" -f {}", options.text);
   if (options.generate) command += " --generate";
+  if (options.late_question) command += " --late-question";
   add_command(page, command, options, context);
   return page.html();
 }
@@ -312,6 +318,7 @@ int run_task_comparison(const CompareCommand& options) {
                      .samples = options.samples,
                      .seed = static_cast<uint64_t>(options.seed),
                      .generate = options.generate,
+                     .late_question = options.late_question,
                      .kept = !options.html.empty(),
                      .chunk = options.model.chunk,
                      .context = options.model.context};

@@ -278,6 +278,7 @@ TaskSample largest(const Maker& make, int64_t smallest, int64_t limit, const Tas
   auto attempt = [&](int64_t size) {
     TaskSample sample = make(size);
     sample.tokens = count_tokens(tokenizer, sample.prompt);
+    sample.question = sample.prompt.rfind(task.kind == TaskKind::kNeedle ? "\nWhat " : "\nQuestion: ");
     return sample;
   };
   TaskSample best = attempt(smallest);

@@ -15,36 +15,101 @@
 namespace attend {
 namespace {
 
-struct Run {
-  Ensemble session;
-  Clock::duration prefill{}, decode{};
-  int64_t steps = 0;
-};
-
 struct Ids {
   std::vector<int32_t> all;
-  size_t prompt = 0;
+  size_t prompt = 0;  // how many of them
+  size_t read = 0;    // and how many of these are read at once, the rest one by one
 };
 
-// The prompt is what encoding the whole and encoding the prompt alone begin with alike: a token may reach across.
-Ids encode(const Tokenizer& tokenizer, const TaskSample& sample) {
+size_t alike(const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
+  return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+}
+
+// The prompt is what encoding the whole and encoding the prompt alone begin with alike: a token may reach across. The
+// same holds for what is read at once.
+Ids encode(const Tokenizer& tokenizer, const TaskSample& sample, bool late_question) {
   Ids ids{.all = tokenizer.encode(sample.prompt + sample.answer)};
-  const std::vector<int32_t> alone = tokenizer.encode(sample.prompt);
-  const auto differ = std::mismatch(alone.begin(), alone.end(), ids.all.begin(), ids.all.end()).first;
-  ids.prompt = std::min(static_cast<size_t>(differ - alone.begin()), ids.all.size() - 1);
+  ids.prompt = std::min(alike(ids.all, tokenizer.encode(sample.prompt)), ids.all.size() - 1);
+  ids.read = ids.prompt;
+  if (late_question)
+    ids.read =
+        std::clamp<size_t>(alike(ids.all, tokenizer.encode(sample.prompt.substr(0, sample.question))), 1, ids.prompt);
   return ids;
 }
 
-void prefill(Run& run, std::span<const int32_t> ids, int64_t chunk, Context& context) {
-  run.session.clear();
-  run.session.prefill(ids, chunk, Outputs::kLast, nullptr, context);
-}
+// One policy's session, and what it costs to ask it.
+class Asker {
+ public:
+  Asker(Ensemble session, const Readings& policy) : session_(std::move(session)) {
+    for (const Policy& each : policy) selects_ |= each[Kind::kSelector].has_value();
+  }
 
-std::string generate(Run& run, int64_t tokens, const Tokenizer& tokenizer, const RowOps& ops, Context& context) {
-  std::string text;
-  for (int32_t id : greedy_tokens(run.session, tokens, tokenizer, ops, context)) text += tokenizer.piece(id, false);
-  return text;
-}
+  Ensemble& session() { return session_; }
+
+  // Reads a prompt up to its question, or whole.
+  void read(const Ids& ids, int64_t chunk, TaskRow& row, Context& context) {
+    session_.clear();
+    const Clock::time_point begin = Clock::now();
+    session_.prefill(std::span(ids.all).first(ids.read), chunk, Outputs::kLast, nullptr, context);
+    prefill_ += Clock::now() - begin;
+    row.kv_bytes = std::max(row.kv_bytes, session_.bytes());
+  }
+
+  // Reads the rest of the prompt and forces the answer.
+  TaskScore force(const Ids& ids, TaskRow& row, const RowOps& ops, Context& context) {
+    read_question(ids, row, context);
+    std::span<const float> logits = session_.last_logits();
+    TaskScore score{.exact = 1};
+    for (size_t j = ids.prompt;; ++j) {
+      const int64_t vocabulary = static_cast<int64_t>(logits.size());
+      score.nll += ops.log_sum_exp(logits.data(), vocabulary) - logits[static_cast<size_t>(ids.all[j])];
+      if (ops.largest(logits.data(), vocabulary) != ids.all[j]) score.exact = 0;
+      if (j + 1 == ids.all.size()) break;
+      logits = step(ids.all[j], row, context);
+    }
+    row.peak_bytes = std::max(row.peak_bytes, session_.peak_bytes());
+    score.nll /= static_cast<double>(ids.all.size() - ids.prompt);
+    return score;
+  }
+
+  // Greedy decoding's answer, the prompt read anew; this counts for nothing.
+  std::string answer(const Ids& ids, int64_t tokens, int64_t chunk, const Tokenizer& tokenizer, const RowOps& ops,
+                     Context& context) {
+    session_.clear();
+    session_.prefill(std::span(ids.all).first(ids.read), chunk, Outputs::kLast, nullptr, context);
+    for (size_t j = ids.read; j < ids.prompt; ++j) (void)session_.decode(ids.all[j], context);
+    std::string text;
+    for (int32_t id : greedy_tokens(session_, tokens, tokenizer, ops, context)) text += tokenizer.piece(id, false);
+    return text;
+  }
+
+  void finish(TaskRow& row) const {
+    row.prefill_s = seconds(prefill_);
+    if (steps_ == 0) return;
+    row.decode_tps = static_cast<double>(steps_) / seconds(decode_);
+    row.bytes_read /= static_cast<double>(steps_);
+  }
+
+ private:
+  void read_question(const Ids& ids, TaskRow& row, Context& context) {
+    for (size_t j = ids.read; j < ids.prompt; ++j) (void)step(ids.all[j], row, context);
+  }
+
+  std::span<const float> step(int32_t id, TaskRow& row, Context& context) {
+    const int64_t before = session_.bytes_read_next();
+    const Clock::time_point begin = Clock::now();
+    const std::span<const float> logits = session_.decode(id, context);
+    decode_ += Clock::now() - begin;
+    ++steps_;
+    row.bytes_read += static_cast<double>(selects_ ? session_.bytes_read_next() : before);
+    return logits;
+  }
+
+  Ensemble session_;
+  bool selects_ = false;  // what a token reads is known afterwards
+  Clock::duration prefill_{}, decode_{};
+  int64_t steps_ = 0;
+};
 
 void check(const TaskRunOptions& options, size_t policies) {
   auto refuse = [](std::string_view argument, const std::string& got, std::string_view rule) {
@@ -96,14 +161,14 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
   check(options, policies.size());
   TaskComparison result;
   result.cells = make_cells(options);
-  std::vector<Run> runs;
+  std::vector<Asker> askers;
   for (const Readings& policy : policies) {
-    runs.push_back({.session = Ensemble(model, policy, registry, options.context)});
+    askers.emplace_back(Ensemble(model, policy, registry, options.context), policy);
     result.rows.push_back({.policy = to_string(policy, registry), .cells = {}, .all = {}});
     for (int64_t length : options.lengths)
-      if (length > runs.back().session.context())
+      if (length > askers.back().session().context())
         throw Error(ErrorKind::kArgument, "tasks", "length", std::to_string(length),
-                    fmt::format("the context holds {}", runs.back().session.context()));
+                    fmt::format("the context holds {}", askers.back().session().context()));
   }
   const Tokenizer& tokenizer = model->tokenizer();
   const RowOps& ops = row_ops(active_isa(context));
@@ -124,51 +189,31 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
                                            .seed = task_seed(options.seed, cell.length, number),
                                            .essay = options.essay},
                                           tokenizer);
-      const Ids ids = encode(tokenizer, sample);
-      const std::span<const int32_t> prompt(ids.all.data(), ids.prompt);
-      const int64_t answer = static_cast<int64_t>(ids.all.size() - ids.prompt);
+      const Ids ids = encode(tokenizer, sample, options.late_question);
       const bool shown = options.kept && c == result.example.cell && number == 0;
       if (shown) {
-        result.example.prompt.assign(prompt.begin(), prompt.end());
+        result.example.prompt.assign(ids.all.begin(), ids.all.begin() + static_cast<std::ptrdiff_t>(ids.read));
         result.example.targets = sample.targets;
       }
       ++result.samples;
-      result.prompt_tokens += static_cast<int64_t>(prompt.size());
-      result.answer_tokens += answer;
-      for (size_t p = 0; p < policies.size(); ++p) {
-        Run& run = runs[p];
+      result.prompt_tokens += static_cast<int64_t>(ids.prompt);
+      result.answer_tokens += static_cast<int64_t>(ids.all.size() - ids.prompt);
+      for (size_t p = 0; p < policies.size(); ++p, whole.done += cell.length) {
+        Asker& asker = askers[p];
         TaskRow& row = result.rows[p];
-        Clock::time_point begin = Clock::now();
-        prefill(run, prompt, options.chunk, context);
-        run.prefill += Clock::now() - begin;
-        row.kv_bytes = std::max(row.kv_bytes, run.session.bytes());
-        if (shown) row.kept = kept_map(run.session, model->graph());
-        std::span<const float> logits = run.session.last_logits();
-        double nll = 0;
-        bool exact = true;
-        for (size_t j = ids.prompt; j < ids.all.size(); ++j) {
-          const int64_t vocabulary = static_cast<int64_t>(logits.size());
-          nll += ops.log_sum_exp(logits.data(), vocabulary) - logits[static_cast<size_t>(ids.all[j])];
-          exact &= ops.largest(logits.data(), vocabulary) == ids.all[j];
-          if (j + 1 == ids.all.size()) break;
-          row.bytes_read += static_cast<double>(run.session.bytes_read_next());
-          begin = Clock::now();
-          logits = run.session.decode(ids.all[j], context);
-          run.decode += Clock::now() - begin;
-          ++run.steps;
-        }
-        row.peak_bytes = std::max(row.peak_bytes, run.session.peak_bytes());
-        sums[p].nll += nll / static_cast<double>(answer);
-        sums[p].exact += exact;
-        if (options.generate && !exact) {
-          prefill(run, prompt, options.chunk, context);
-          sums[p].match += string_match(generate(run, cell.task->answer, tokenizer, ops, context), sample.targets);
-        } else if (options.generate) {
-          sums[p].match += 1;
-        } else {
-          sums[p].match = std::numeric_limits<double>::quiet_NaN();
-        }
-        whole.done += cell.length;
+        asker.read(ids, options.chunk, row, context);
+        if (shown) row.kept = kept_map(asker.session(), model->graph());
+        TaskScore score = asker.force(ids, row, ops, context);
+        if (!options.generate)
+          score.match = std::numeric_limits<double>::quiet_NaN();
+        else if (score.exact == 1)
+          score.match = 1;
+        else
+          score.match = string_match(asker.answer(ids, cell.task->answer, options.chunk, tokenizer, ops, context),
+                                     sample.targets);
+        sums[p].nll += score.nll;
+        sums[p].exact += score.exact;
+        sums[p].match += score.match;
       }
     }
     const double n = static_cast<double>(cell.samples), share = 1 / static_cast<double>(result.cells.size());
@@ -181,13 +226,7 @@ TaskComparison run_tasks(const std::shared_ptr<const LanguageModel>& model, std:
       row.all.match += mean.match * share;
     }
   }
-  for (size_t p = 0; p < policies.size(); ++p) {
-    TaskRow& row = result.rows[p];
-    row.prefill_s = seconds(runs[p].prefill);
-    if (runs[p].steps == 0) continue;
-    row.decode_tps = static_cast<double>(runs[p].steps) / seconds(runs[p].decode);
-    row.bytes_read /= static_cast<double>(runs[p].steps);
-  }
+  for (size_t p = 0; p < policies.size(); ++p) askers[p].finish(result.rows[p]);
   return result;
 }
 

@@ -148,6 +148,7 @@ TEST_F(ModelCommands, ComparesOnTasks) {
   EXPECT_TRUE(result["rows"][0]["cells"][2]["depth"].is_null());
   // Again, and by threads and chunks: the same numbers.
   std::vector<std::string> again = arguments;
+  EXPECT_FALSE(result["late_question"]);
   again.insert(again.end(), {"--threads", "1", "--chunk", "37"});
   EXPECT_EQ(report(again)["rows"][1]["cells"], result["rows"][1]["cells"]);
   std::ifstream in(html);

@@ -221,6 +221,9 @@ TEST_F(Tasks, SamplesHaveRulersFormAndLength) {
         EXPECT_LE(sample.tokens, length - task.answer);
         EXPECT_GT(sample.tokens, length - task.answer - 260);  // no room for one more line, or word with its repeats
         EXPECT_EQ(string_match(sample.answer, sample.targets), 1);
+        const std::string question = sample.prompt.substr(sample.question);
+        EXPECT_TRUE(question.starts_with(task.kind == TaskKind::kNeedle ? "\nWhat " : "\nQuestion: ")) << question;
+        EXPECT_EQ(string_match(question, sample.targets), 0);
         EXPECT_TRUE(sample.answer.starts_with(" "));
       }
 }

@@ -90,6 +90,27 @@ TEST_F(TaskRun, EqualsForcedTextAndGeneration) {
   EXPECT_NE(result.rows[0].all.nll, result.rows[1].all.nll);
 }
 
+// A question that comes late is decoded: the prompt ends, and keys are dropped, before it.
+TEST_F(TaskRun, LateQuestionsAreDecoded) {
+  const Task& task = *find_tasks("niah_single_1")[0];
+  TaskRunOptions options{.tasks = {&task}, .lengths = {1000}, .kept = true};
+  const TaskComparison early = run({"softmax", "snapkv:budget=40,observe=8"}, options);
+  options.late_question = true;
+  options.generate = true;
+  const TaskComparison late = run({"softmax", "snapkv:budget=40,observe=8"}, options);
+  const TaskSample sample = draw_task(task, {.length = 1000, .seed = task_seed(0, 1000, 0)}, (*model_)->tokenizer());
+  const int64_t read =
+      static_cast<int64_t>((*model_)->tokenizer().encode(sample.prompt.substr(0, sample.question)).size());
+  EXPECT_EQ(late.rows[0].kept.tokens, read);
+  EXPECT_EQ(late.prompt_tokens, early.prompt_tokens);
+  EXPECT_EQ(early.rows[0].all.nll, late.rows[0].all.nll) << "decoding changes no bit of exact attention";
+  EXPECT_NE(early.rows[1].all.nll, late.rows[1].all.nll);
+  for (const std::vector<int32_t>& head : late.rows[1].kept.positions) EXPECT_EQ(head.size(), 40u);
+  // Question and answer join the 40 keys: 2 layers, 2 kv heads, (8 + 8) values of 2 bytes.
+  const double steps = static_cast<double>(early.prompt_tokens - read + 7);
+  EXPECT_EQ(late.rows[1].bytes_read, 4 * 32 * (40 + (steps + 1) / 2));
+}
+
 TEST_F(TaskRun, CellsAreTasksLengthsAndTheDepthsThatATaskHas) {
   struct Seen : Progress {
     void update(std::string_view, int64_t done, int64_t total) override {

@@ -51,6 +51,7 @@ struct TaskSample {
   std::string answer;                // that continuation, one that is right, with its leading space
   std::vector<std::string> targets;  // what string_match looks for
   int64_t tokens = 0;                // of the prompt
+  size_t question = 0;               // where in the prompt the question begins, after all that it is about
 };
 
 // Draws one sample; the same arguments give the same sample on every machine. Its prompt is the longest that leaves

@@ -25,9 +25,12 @@ struct TaskRunOptions {
   uint64_t seed = 0;
   std::string_view essay = {};
   bool generate = false;  // RULER's score too
-  bool kept = false;      // tell what each policy keeps of one prompt
-  int64_t chunk = 512;    // prompt tokens a step
-  int64_t context = 0;    // most tokens a session may hold; 0: the model's own
+  // The prompt ends before its question, which is then decoded one token a step, the answer after it: what stays is
+  // chosen without knowing what will be asked. Else the prompt is the whole, as in RULER.
+  bool late_question = false;
+  bool kept = false;    // tell what each policy keeps of one prompt
+  int64_t chunk = 512;  // prompt tokens a step
+  int64_t context = 0;  // most tokens a session may hold; 0: the model's own
 };
 
 // Means over samples.
