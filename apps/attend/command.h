@@ -43,7 +43,8 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-extern const Command kRun, kCompare, kScore, kTokenize, kList, kInfo, kApply, kCheck, kBench, kIsa, kModels, kPull;
+extern const Command kRun, kCompare, kFit, kScore, kTokenize, kList, kInfo, kApply, kCheck, kBench, kIsa, kModels,
+    kPull;
 
 // Finds the command that the arguments name, parses its options and runs it. Throws UsageError, and what it throws.
 int run_command_line(std::span<const CommandGroup> groups, int argc, char** argv);

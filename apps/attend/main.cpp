@@ -19,6 +19,7 @@ const std::vector<CommandGroup>& commands() {
        {
            &kRun,
            &kCompare,
+           &kFit,
            &kScore,
            &kTokenize,
            &kModels,

@@ -62,12 +62,17 @@ HeadGates parse_head_gates(std::string_view json, std::string_view name) {
   result.model = reader.text(model, "name");
   result.layers = reader.integer(model, "layers", kMostLayers);
   result.kv_heads = reader.integer(model, "kv_heads", kMostHeads);
-  for (const Json& layer : reader.list(reader.member(root, "gates"), result.layers, "\"gates\""))
+  for (const Json& layer : reader.list(reader.member(root, "gates"), result.layers, "\"gates\"")) {
+    if (layer.is_array() && layer.empty()) {
+      result.gates.insert(result.gates.end(), static_cast<size_t>(result.kv_heads), HeadGates::kNone);
+      continue;
+    }
     for (const Json& gate : reader.list(layer, result.kv_heads, "gates of a layer")) {
       const double value = gate.is_number() ? gate.get<double>() : -1;
       if (!(value >= 0 && value <= 1)) reader.fail("has a gate that is no number within 0..1");
       result.gates.push_back(value);
     }
+  }
   if (root.contains("made_by")) result.made_by = reader.text(root, "made_by");
   return result;
 }
@@ -91,7 +96,8 @@ std::string to_json(const HeadGates& gates) {
   std::string rows;
   for (int layer = 0; layer < gates.layers; ++layer) {
     rows += layer == 0 ? "\n  [" : ",\n  [";
-    for (int h = 0; h < gates.kv_heads; ++h) rows += fmt::format("{}{:.4g}", h == 0 ? "" : ", ", gates.gate(layer, h));
+    for (int h = 0; h < gates.kv_heads && gates.gate(layer, h) != HeadGates::kNone; ++h)
+      rows += fmt::format("{}{:.4g}", h == 0 ? "" : ", ", gates.gate(layer, h));
     rows += "]";
   }
   auto quoted = [](const std::string& text) {

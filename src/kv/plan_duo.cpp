@@ -36,8 +36,11 @@ class Duo : public Plan {
  public:
   Duo(HeadGates gates, double share, double threshold, const Streaming& streaming)
       : gates_(std::move(gates)), streaming_(streaming), whole_(gates_.gates.size(), false) {
-    std::vector<size_t> order(gates_.gates.size());
-    std::iota(order.begin(), order.end(), size_t{0});
+    std::vector<size_t> order;
+    for (size_t i = 0; i < gates_.gates.size(); ++i) {
+      whole_[i] = gates_.gates[i] == HeadGates::kNone;
+      if (!whole_[i]) order.push_back(i);
+    }
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return gates_.gates[a] > gates_.gates[b]; });
     size_t kept = static_cast<size_t>(std::llround(share * static_cast<double>(order.size())));
     if (threshold > 0)

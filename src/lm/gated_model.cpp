@@ -103,11 +103,8 @@ class GatedModel::Run {
     Step step{row_ops(active_isa(context)), context};
     // Nothing below the lowest gate has a gradient that anybody asks for.
     size_t first = 0;
-    auto has_gates = [&](const Operation& o) {
-      const auto* attend = std::get_if<op::Attend>(&o);
-      return attend && gated(attend->layer);
-    };
-    while (first < graph_.operations.size() && !has_gates(graph_.operations[first])) ++first;
+    for (; first < graph_.operations.size(); ++first)
+      if (const auto* o = std::get_if<op::Attend>(&graph_.operations[first]); o && gated(o->layer)) break;
     for (size_t i = graph_.operations.size(); i-- > first;) {
       step.lowest = i == first;
       std::visit([&](const auto& o) { undo(o, saved_[i], step); }, graph_.operations[i]);

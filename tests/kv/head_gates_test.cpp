@@ -14,14 +14,16 @@ namespace {
 using test::expect_error;
 
 TEST(HeadGates, AreReadAsTheyWereWritten) {
+  constexpr double kNone = HeadGates::kNone;
   const HeadGates gates{.model = "a \"model\"\n",
-                        .layers = 2,
+                        .layers = 3,
                         .kv_heads = 3,
-                        .gates = {1, 0.25, 0, 0, 0.5, 0.125},
+                        .gates = {1, 0.25, 0, 0, 0.5, 0.125, kNone, kNone, kNone},
                         .made_by = "attend fit duo"};
+  // The last layer has none.
   const HeadGates read = parse_head_gates(to_json(gates), "x");
   EXPECT_EQ(read.model, gates.model);
-  EXPECT_EQ(read.layers, 2);
+  EXPECT_EQ(read.layers, 3);
   EXPECT_EQ(read.kv_heads, 3);
   EXPECT_EQ(read.gates, gates.gates);
   EXPECT_EQ(read.made_by, gates.made_by);

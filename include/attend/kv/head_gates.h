@@ -3,6 +3,8 @@
 //
 //   {"head_gates": 1, "model": {"name": "..", "layers": 2, "kv_heads": 3}, "gates": [[1, 0.2, 0], [0, 0, 0.7]],
 //    "made_by": ".."}
+//
+// A layer whose own window leaves no choice has an empty list.
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -13,7 +15,8 @@ namespace attend {
 struct HeadGates {
   std::string model;  // its name
   int layers = 0, kv_heads = 0;
-  std::vector<double> gates;  // [layers, kv_heads], 0 to 1
+  static constexpr double kNone = -1;
+  std::vector<double> gates;  // [layers, kv_heads], 0 to 1, or kNone in all heads of a layer
   std::string made_by;        // for people
 
   double gate(int layer, int kv_head) const { return gates[static_cast<size_t>(layer * kv_heads + kv_head)]; }
