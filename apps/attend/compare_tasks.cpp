@@ -130,15 +130,33 @@ double mean(const TaskRow& row, const Stretch& stretch, double TaskScore::*score
   return sum / static_cast<double>(stretch.cells.size());
 }
 
+// Policies and stretches, the fewer of them side by side.
 Table stretch_table(const TaskComparison& comparison, bool generated) {
+  const std::vector<Stretch> all = stretches(comparison);
+  auto cell = [&](const TaskRow& row, const Stretch& stretch) -> Cell {
+    const double nll = mean(row, stretch, &TaskScore::nll);
+    return {
+        fmt::format("{:.3f}, {}", nll, percent(mean(row, stretch, generated ? &TaskScore::match : &TaskScore::exact))),
+        nll};
+  };
+  if (all.size() <= comparison.rows.size()) {
+    std::vector<Column> columns = {{.title = "policy", .left = true}};
+    for (const Stretch& stretch : all)
+      columns.push_back({.title = fmt::format("{} {}", stretch.task->name, stretch.length), .better = Better::kLower});
+    Table table(columns);
+    for (const TaskRow& row : comparison.rows) {
+      std::vector<Cell> cells = {row.policy};
+      for (const Stretch& stretch : all) cells.push_back(cell(row, stretch));
+      table.row(std::move(cells));
+    }
+    return table;
+  }
   std::vector<Column> columns = {{.title = "task", .left = true}, {.title = "tokens"}};
   for (const TaskRow& row : comparison.rows) columns.push_back({.title = row.policy});
   Table table(columns);
-  for (const Stretch& stretch : stretches(comparison)) {
+  for (const Stretch& stretch : all) {
     std::vector<Cell> cells = {std::string(stretch.task->name), std::to_string(stretch.length)};
-    for (const TaskRow& row : comparison.rows)
-      cells.push_back(fmt::format("{:.3f}, {}", mean(row, stretch, &TaskScore::nll),
-                                  percent(mean(row, stretch, generated ? &TaskScore::match : &TaskScore::exact))));
+    for (const TaskRow& row : comparison.rows) cells.push_back(cell(row, stretch));
     table.row(std::move(cells));
   }
   return table;
