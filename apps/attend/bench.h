@@ -56,9 +56,6 @@ std::vector<BenchRow> attention_rows();
 std::vector<BenchRow> variant_rows();
 std::vector<BenchRow> product_rows();
 
-// Normal values.
-void fill_normal(const View& view, float deviation, uint64_t seed);
-
 // Copies of `bytes` for calls to rotate over.
 int copies_beyond_caches(double bytes);
 

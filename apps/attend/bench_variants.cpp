@@ -6,6 +6,7 @@
 #include "attend/reference/softmax.h"
 #include "attend/tensor/npy.h"
 #include "bench.h"
+#include "bench_inputs.h"
 
 namespace attend::app {
 namespace {

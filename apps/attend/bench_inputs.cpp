@@ -1,0 +1,181 @@
+#include "bench_inputs.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "attend/tensor/quantised_row.h"
+
+namespace attend::app {
+
+void fill_normal(const View& view, float deviation, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(65521);  // a prime: rows differ
+  for (float& x : values) x = normal(random);
+  for (int64_t i = 0; i < view.count(); ++i) {
+    const float x = values[static_cast<size_t>(i) % values.size()];
+    if (view.type == DType::kF16) {
+      view.as<F16>()[i] = to_f16(x);
+    } else if (view.type == DType::kBF16) {
+      view.as<BF16>()[i] = to_bf16(x);
+    } else {
+      view.as<float>()[i] = x;
+    }
+  }
+}
+
+Sizes sizes_of(const AttentionCall& row) {
+  return {row.b, row.hq, row.hkv, row.tq, row.tk, row.d, row.dv};
+}
+
+double visible_pairs(const AttentionCall& row, const Entry& entry, const Spec& spec) {
+  if (entry.pairs) return entry.pairs(spec, sizes_of(row));
+  auto tokens = [&](std::string_view option) { return spec.find(option) ? spec.integer(option) : 0; };
+  const int64_t window = tokens("window"), sinks = tokens("sinks");
+  const auto& patterns = entry.traits.patterns;
+  auto covers = [&](std::string_view pattern) {
+    return std::find(patterns.begin(), patterns.end(), pattern) != patterns.end();
+  };
+  const bool causal = spec.find("causal") ? spec.flag("causal") : covers("causal") && !covers("full");
+  double pairs = 0;
+  for (int64_t i = 0; i < row.tq; ++i) {
+    const int64_t p = i + row.tk - row.tq, end = causal ? p + 1 : row.tk;
+    const int64_t begin = window ? std::max<int64_t>(0, p - window + 1) : 0;
+    pairs += static_cast<double>(end - begin + std::min({sinks, begin, end}));
+  }
+  return pairs;
+}
+
+namespace {
+
+// Rows of an f32 array in a quantised type.
+Buffer coded_rows(const View& x, DType type) {
+  const int64_t width = x.shape[3], rows = x.count() / width, row = row_bytes(type, width);
+  Buffer coded(rows * row);
+  for (int64_t r = 0; r < rows; ++r) quantise_row(x.as<float>() + r * width, width, type, coded.data() + r * row);
+  return coded;
+}
+
+void decode_rows(const Buffer& coded, DType type, const View& x) {
+  const int64_t width = x.shape[3], rows = x.count() / width, row = row_bytes(type, width);
+  for (int64_t r = 0; r < rows; ++r) dequantise_row(coded.data() + r * row, width, type, x.as<float>() + r * width);
+}
+
+CodedKeys make_coded(const AttentionCall& row, const View& k, const View& v) {
+  const int64_t k_row = row_bytes(row.kv_type, row.d), v_row = row_bytes(row.kv_type, row.dv);
+  CodedKeys c{coded_rows(k, row.kv_type), coded_rows(v, row.kv_type), {}, {}};
+  for (int64_t h = 0; h < row.b * row.hkv; ++h)
+    c.runs.push_back({c.k.data() + h * row.tk * k_row, c.v.data() + h * row.tk * v_row, k_row, v_row, 0, row.tk});
+  for (const KeyRun& run : c.runs) c.views.push_back({{&run, 1}, row.kv_type, row.kv_type, {}});
+  return c;
+}
+
+}  // namespace
+
+CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec& spec, int copies) {
+  CallArrays a{make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d}),
+               make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
+               {},
+               {},
+               {},
+               {}};
+  fill_normal(a.q.view, 2, 1);
+  std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
+  if (is_quantised(row.kv_type)) {
+    for (auto* arrays : {&a.k, &a.v}) {
+      arrays->push_back(make_array(DType::kF32, 4, {row.b, row.hkv, row.tk, arrays == &a.k ? row.d : row.dv}));
+      fill_normal(arrays->back().view, 1, arrays == &a.k ? 2 : 3);
+    }
+    for (int i = 0; i < copies; ++i) a.coded.push_back(make_coded(row, a.k[0].view, a.v[0].view));
+    decode_rows(a.coded[0].k, row.kv_type, a.k[0].view);
+    decode_rows(a.coded[0].v, row.kv_type, a.v[0].view);
+    return a;
+  }
+  for (int i = 0; i < copies; ++i) {
+    a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
+    a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
+    fill_normal(a.k.back().view, 1, 2);
+    fill_normal(a.v.back().view, 1, 3);
+  }
+  const auto& learned = entry.traits.gradients;
+  for (const Port& port : entry.in) {
+    const bool small = port.shape.find("Tk") == std::string_view::npos;
+    const bool asked = port.required ||
+                       (row.backward && small && std::find(learned.begin(), learned.end(), port.name) != learned.end());
+    if (!asked || port.name == "q" || port.name == "k" || port.name == "v") continue;
+    int rank = 0;
+    const Shape shape = port_shape(entry, port, spec, sizes_of(row), rank);
+    const View& view = a.others.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
+    fill_normal(view, 1, 4);
+    // Normal values become uniform ones.
+    if (port.low < port.high)
+      for (int64_t i = 0; i < view.count(); ++i)
+        view.as<float>()[i] = static_cast<float>(
+            port.low +
+            (port.high - port.low) * (0.5 + 0.5 * std::erf(static_cast<double>(view.as<float>()[i]) * M_SQRT1_2)));
+  }
+  return a;
+}
+
+Tensors numbers(const CallArrays& a, size_t copy) {
+  Tensors in = {{"q", a.q.view}, {"k", a.k[copy].view}, {"v", a.v[copy].view}};
+  for (const auto& [name, array] : a.others) in[name] = array.view;
+  return in;
+}
+
+Tensors inputs(const CallArrays& a, size_t copy) {
+  if (a.coded.empty()) return numbers(a, copy);
+  return {{"q", a.q.view}, {"k", std::span<const KeyView>(a.coded[copy].views)}};
+}
+
+double sampled_error(const AttentionCall& row, const Entry& entry, const Spec& spec, const CallArrays& a,
+                     std::string& failure) {
+  constexpr int64_t kSample = 3;
+  std::vector<int64_t> queries;
+  for (int64_t s = 0; s < std::min(kSample, row.tq); ++s)
+    queries.push_back(row.tq == 1 ? 0 : s * (row.tq - 1) / (kSample - 1));
+  double worst = 0, limit = 0;
+  Context context(1);
+  for (int64_t i : queries) {
+    Tensors in = numbers(a, 0);
+    View& q = std::get<View>(in["q"]);
+    q.data = q.at<float>({0, 0, i});
+    q.shape[2] = 1;
+    std::vector<int32_t> positions(static_cast<size_t>(row.b), static_cast<int32_t>(i + row.tk - row.tq));
+    in["q_positions"] = dense_view(positions.data(), DType::kI32, {row.b, 1});
+    Array want = make_array(DType::kF64, 4, {row.b, row.hq, 1, row.dv});
+    entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
+    limit = std::max(limit, entry.bound(spec, in, "out"));
+    for (int64_t b = 0; b < row.b; ++b)
+      for (int64_t h = 0; h < row.hq; ++h)
+        for (int64_t c = 0; c < row.dv; ++c) {
+          const double error = std::abs(*a.out.view.at<float>({b, h, i, c}) - *want.view.at<double>({b, h, 0, c}));
+          if (!(error <= worst)) worst = error;
+        }
+  }
+  if (!(worst <= limit)) failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
+  return worst;
+}
+
+double short_error(AttentionCall row, const Entry& entry, const Spec& spec, Context& context, std::string& failure) {
+  row.b = 1, row.hq = std::min<int64_t>(row.hq, 2), row.hkv = std::min(row.hkv, row.hq);
+  row.tk = std::min<int64_t>(row.tk, 96), row.tq = std::min(row.tq, row.tk);
+  const CallArrays a = make_arrays(row, entry, spec, 1);
+  const Tensors in = inputs(a, 0);
+  registry().make<Operator>(spec)->forward(in, {{"out", a.out.view}}, Form::kAny, context);
+  const Array want = make_array(DType::kF64, 4, {row.b, row.hq, row.tq, row.dv});
+  entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
+  double worst = 0;
+  for (int64_t i = 0; i < want.view.count(); ++i)
+    if (const double error = std::abs(a.out.view.as<float>()[i] - want.view.as<double>()[i]); !(error <= worst))
+      worst = error;
+  if (const double limit = entry.bound(spec, in, "out"); !(worst <= limit))
+    failure = fmt::format("error {:.3g} is above the bound {:.3g}", worst, limit);
+  return worst;
+}
+
+}  // namespace attend::app
