@@ -61,7 +61,7 @@ int bench(const Arguments& a) {
   ProgressBar bar;
   Context context = make_context(a.threads, nullptr);
   std::vector<BenchRow> rows;
-  for (std::vector<BenchRow>& list : std::array{attention_rows(), variant_rows(), product_rows()})
+  for (std::vector<BenchRow>& list : std::array{attention_rows(), variant_rows(), grid_rows(), product_rows()})
     for (BenchRow& row : list)
       if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())
@@ -88,9 +88,10 @@ int bench(const Arguments& a) {
   Table table(
       {{"row", true}, {"ms"}, {"quartiles"}, {"GFLOP/s"}, {"GB/s"}, {"share of limit"}, {"time to plain"}, {"error"}});
   bool failed = false;
+  std::vector<BenchResult> results;
   for (size_t i = 0; i < rows.size(); ++i) {
     bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
-    const BenchResult r = rows[i].run(limits, context);
+    const BenchResult r = results.emplace_back(rows[i].run(limits, context));
     out["rows"].push_back(row_json(rows[i], r, isa, context.threads));
     if (!r.failure.empty()) {
       failed = true;
@@ -106,12 +107,15 @@ int bench(const Arguments& a) {
          number_text(r.error)});
   }
   bar.wipe();
+  const std::vector<std::string> findings = bench_findings(rows, results, context.threads);
+  out["findings"] = findings;
   if (a.json) {
     print_json(out);
   } else {
     fmt::print("{}, {}, {} threads: {} GFLOP/s f32, {} Gexp/s, {} GB/s read from memory\n\n{}", processor_name(), isa,
                context.threads, number_text(flops / 1e9), number_text(exps / 1e9), number_text(reads / 1e9),
                table.text(has_colour(Stream::kOut)));
+    if (!findings.empty()) fmt::print("\n{}\n", fmt::join(findings, "\n"));
     fmt::print(
         "\nA limit of attention is visible pairs at the multiply-add rate of its arithmetic plus one exp each; of "
         "products, "
@@ -128,7 +132,7 @@ int bench(const Arguments& a) {
 const Command kBench = {
     "bench", "Measure kernels against this machine's own limits.",
     "Each row first proves its result against the double-precision definition; a wrong kernel has no time.\n\n"
-    "Example:\n  attend bench exact/prefill\n  attend bench decode --json",
+    "Example:\n  attend bench exact/prefill\n  attend bench decode --json\n  attend bench exact/grid",
     [](Options& options) -> std::function<int()> {
       auto a = std::make_shared<Arguments>();
       options.text("filter FILTER", a->filter, "only rows whose name contains this");

@@ -55,6 +55,11 @@ struct BenchRow {
 std::vector<BenchRow> attention_rows();
 std::vector<BenchRow> variant_rows();
 std::vector<BenchRow> product_rows();
+std::vector<BenchRow> grid_rows();
+
+// What rows of a series say together, a line each: the worst cell of the grid, time a key, what threads gain.
+std::vector<std::string> bench_findings(const std::vector<BenchRow>& rows, const std::vector<BenchResult>& results,
+                                        int thread_count);
 
 // Copies of `bytes` for calls to rotate over.
 int copies_beyond_caches(double bytes);

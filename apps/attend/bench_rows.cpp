@@ -57,6 +57,10 @@ std::vector<AttentionCall> attentions() {
       {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
       {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
   };
+  // Time a key must not depend on how many there are.
+  for (const int64_t thousands : {1, 4, 16, 64, 256})
+    rows.push_back(
+        {fmt::format("exact/keys-{}k", thousands), causal, 1, 8, 2, 1, thousands * 1024, 128, 128, f16, true});
   // Every other mechanism gets the same two, as far as it takes their shapes.
   for (const Entry* entry : registry().entries()) {
     if (entry->kind != Kind::kMechanism || entry->name == "softmax") continue;
@@ -193,17 +197,41 @@ BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& cont
 
 }  // namespace
 
+namespace {
+
+BenchRow row_of(const AttentionCall& a) {
+  return {a.name,
+          a.backward ? a.spec + ", forward and backward" : a.spec,
+          std::string(name_of(a.kv_type)),
+          {{"B", a.b}, {"Hq", a.hq}, {"Hkv", a.hkv}, {"Tq", a.tq}, {"Tk", a.tk}, {"D", a.d}, {"Dv", a.dv}},
+          a.cold,
+          [a](Limits& limits, Context& context) {
+            return a.backward ? run_backward(a, limits, context) : run(a, limits, context);
+          }};
+}
+
+}  // namespace
+
 std::vector<BenchRow> attention_rows() {
   std::vector<BenchRow> rows;
-  for (const AttentionCall& a : attentions())
-    rows.push_back({a.name,
-                    a.backward ? a.spec + ", forward and backward" : a.spec,
-                    std::string(name_of(a.kv_type)),
-                    {{"B", a.b}, {"Hq", a.hq}, {"Hkv", a.hkv}, {"Tq", a.tq}, {"Tk", a.tk}, {"D", a.d}, {"Dv", a.dv}},
-                    a.cold,
-                    [a](Limits& limits, Context& context) {
-                      return a.backward ? run_backward(a, limits, context) : run(a, limits, context);
-                    }});
+  for (const AttentionCall& call : attentions()) rows.push_back(row_of(call));
+  // On one thread and on all, each beside the machine's limit for as many.
+  const AttentionCall scaled[] = {
+      {"exact/threads-prefill", "softmax:causal=true", 1, 8, 8, 2048, 2048, 64, 64, DType::kF32, false},
+      {"exact/threads-decode", "softmax:causal=true", 1, 8, 2, 1, 32768, 128, 128, DType::kF16, true},
+      {"exact/threads-backward", "softmax:causal=true", 1, 8, 8, 1024, 1024, 64, 64, DType::kF32, false, true}};
+  for (const AttentionCall& call : scaled) {
+    BenchRow all = row_of(call), one = all;
+    all.name += "-all", one.name += "-1";
+    one.run = [measured = all.run](Limits&, Context& context) {
+      Context alone(1);
+      alone.isa = context.isa;
+      Limits limits(alone);
+      return measured(limits, alone);
+    };
+    rows.push_back(std::move(one));
+    rows.push_back(std::move(all));
+  }
   return rows;
 }
 
