@@ -42,10 +42,11 @@ void BlockJobs::find_slots(const Block& block, Workspace& w) const {
 void BlockJobs::prepare(const Block& block, Workspace& w) const {
   find_slots(block, w);
   const float scale = p_.options.compute == Compute::kF32 ? p_.scale : 1.0f;
+  const bool dense = p_.q.stride[2] == p_.d;
   for (int64_t g = 0; g < p_.group; ++g)
-    for (int64_t t = 0; t < block.tokens; ++t) {
+    for (int64_t t = 0; t < block.tokens; t += dense ? block.tokens : 1) {
       const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
-      kernels_.scale(from, p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
+      kernels_.scale(from, dense ? block.tokens * p_.d : p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
     }
 }
 

@@ -129,7 +129,10 @@ class F32Products {
     if (!one_block_ && (packed_panels_ >> panel & 1)) return;
     packed_panels_ |= uint64_t{1} << panel;
     const int begin = first_col_, end = begin + panel_cols_;
-    if (end > job_.cols) std::fill_n(panel_, job_.d * panel_cols_, 0.0f);
+    // Columns are read in groups of 16.
+    const int last = std::min(end, job_.cols) - begin, padding = (last + 15) / 16 * 16 - last;
+    if (padding > 0)
+      for (int64_t k = 0; k < job_.d; ++k) std::fill_n(panel_ + k * panel_cols_ + last, padding, 0.0f);
     keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
       pack_keys(k, stride, count, job_.d, panel_ + (col - begin), panel_cols_);
     });
