@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <limits>
 
 #include "attend/tensor/error.h"
@@ -13,6 +14,21 @@ namespace attend {
 namespace {
 
 constexpr int64_t kShortRun = 8;  // rows on average, below which they are gathered
+
+// f(kv head), by several threads; the first error is thrown here.
+template <class F>
+void each_head(int threads, int64_t heads, const F& f) {
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(heads));
+  parallel_for(threads, heads, [&](int64_t h, int) {
+    try {
+      f(static_cast<size_t>(h));
+    } catch (...) {
+      errors[static_cast<size_t>(h)] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
 
 }  // namespace
 
@@ -40,8 +56,8 @@ SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const
 
 void SelectiveReader::update(int layer, std::span<const KeyView> keys, int64_t from, int threads) {
   if (!governs(layer)) return;
-  parallel_for(threads, static_cast<int64_t>(keys.size()),
-               [&](int64_t h, int) { index_->update(layer, static_cast<int>(h), keys[static_cast<size_t>(h)], from); });
+  each_head(threads, static_cast<int64_t>(keys.size()),
+            [&](size_t h) { index_->update(layer, static_cast<int>(h), keys[h], from); });
 }
 
 // The stored runs cut to the chosen slots, which are numbered anew.
@@ -101,10 +117,10 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
   const int64_t group = l.heads / l.kv_heads;
   const bool governed = governs(layer);
   if (governed)
-    parallel_for(threads, static_cast<int64_t>(keys.size()), [&](int64_t h, int) {
-      View& view = views_[static_cast<size_t>(h)];
-      view.selection = Selection();
-      index_->select(layer, static_cast<int>(h), keys[static_cast<size_t>(h)], q + h * group * l.d, view.selection);
+    each_head(threads, static_cast<int64_t>(keys.size()), [&](size_t h) {
+      views_[h].selection = Selection();
+      index_->select(layer, static_cast<int>(h), keys[h], q + static_cast<int64_t>(h) * group * l.d,
+                     views_[h].selection);
     });
   bool everything = true, weighted = false;
   int64_t most = 0;
@@ -129,8 +145,8 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
     const int64_t bytes = view.selection.count() * (row_bytes(keys[h].k_type, l.d) + row_bytes(keys[h].v_type, l.dv));
     if (view.gathered && view.rows.bytes() < bytes) view.rows = Buffer(bytes * 5 / 4);
   }
-  parallel_for(threads, static_cast<int64_t>(keys.size()), [&](int64_t h, int) {
-    if (View& view = views_[static_cast<size_t>(h)]; view.gathered) gather(keys[static_cast<size_t>(h)], l, view);
+  each_head(threads, static_cast<int64_t>(keys.size()), [&](size_t h) {
+    if (views_[h].gathered) gather(keys[h], l, views_[h]);
   });
   for (size_t h = 0; h < keys.size(); ++h)
     chosen_[h] = {.runs = views_[h].runs, .k_type = keys[h].k_type, .v_type = keys[h].v_type, .position = {}};

@@ -23,6 +23,7 @@ void append_range(std::vector<KeyRange>& ranges, KeyRange range) {
 void SelectorIndex::weighed(int, int, const float*, std::span<const std::vector<float>>) {}
 
 void register_sparse(Registry& registry) {
+  register_magicpig(registry);
   register_quest(registry);
   register_recycling(registry);
 }
