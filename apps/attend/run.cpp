@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 struct RunOptions {
   ModelOptions model;
   SamplerOptions sampler;
-  std::string text, prompt, policy = "softmax";
+  std::string text, prompt, policy = "softmax", save_state, load_state;
   std::vector<std::string> stops;
   int64_t count = 256, seed = 0;
   bool chat = false, ignore_end = false, json = false;
@@ -82,7 +82,8 @@ class Generator {
         answer.full = true;
         break;
       }
-      if (i + 1 == options_.count && !options_.chat) break;
+      // A saved text ends with its last token.
+      if (i + 1 == options_.count && !options_.chat && options_.save_state.empty()) break;
       begin = Clock::now();
       next = session_.decode(id, context_);
       answer.decode_s += since(begin);
@@ -172,6 +173,8 @@ int run_run(const RunOptions& given, bool has_prompt) {
   if (!text.empty() && !text.ends_with('\n') && !options.prompt.empty()) text += '\n';
   text += options.prompt;
   const bool conversation = options.chat && !has_prompt && options.text.empty();
+  if (options.chat && !(options.load_state + options.save_state).empty())
+    throw UsageError("--load-state and --save-state continue a text: leave out --chat");
   if (conversation && options.json) throw UsageError("--json needs a prompt (-p or -f)");
   if (!conversation && !options.chat && !has_prompt && options.text.empty())
     throw UsageError("give a prompt (-p PROMPT or -f TEXTFILE), or --chat for a conversation");
@@ -190,7 +193,11 @@ int run_run(const RunOptions& given, bool has_prompt) {
   bar.wipe();
   if (conversation) return converse(generator, *chat, session);
 
-  const Answer answer = generator.answer(chat ? chat->ask(text) : model->tokenizer().encode(text));
+  if (!options.save_state.empty()) session.check_saves();
+  const bool begins = options.load_state.empty();
+  if (!begins) session.restore(options.load_state);
+  const Answer answer = generator.answer(chat ? chat->ask(text) : model->tokenizer().encode(text, begins));
+  if (!options.save_state.empty()) session.save(options.save_state);
   if (options.json) {
     print_json({{"tokens", answer.tokens},
                 {"text", answer.text},
@@ -217,6 +224,8 @@ const Command kRun = {
     "  attend run -p \"Once upon a time\"\n"
     "  attend run --chat -p \"Why is the sky blue?\" --temp 0.7\n"
     "  attend run --chat\n"
+    "  attend run -f long.txt -n 0 --save-state long.state\n"
+    "  attend run --load-state long.state -p \"Summary:\"\n"
     "  attend run -f long.txt -p \"Summary:\" --policy \"softmax:window=1024,sinks=4\"",
     [](Options& options) -> std::function<int()> {
       auto o = std::make_shared<RunOptions>();
@@ -224,6 +233,9 @@ const Command kRun = {
       options.text("-f,--file TEXTFILE", o->text, "text before the prompt; - is standard input");
       options.flag("--chat", o->chat, "ask in the model's chat format; without a prompt, a conversation");
       options.integer("-n N", o->count, 0, int64_t{1} << 30, "most tokens to generate (default: 256)");
+      options.text("--save-state FILE", o->save_state, "keep keys and values of text and answer for --load-state");
+      options.text("--load-state FILE", o->load_state,
+                   "go on after the text of --save-state, of the same model and policy (the store may differ)");
       declare_policy(options, o->policy);
       declare_json(options, o->json);
       options.group("Choosing tokens");

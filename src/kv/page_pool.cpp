@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <new>
 
 #include "attend/tensor/error.h"
+#include "kv/checksum.h"
 #include "kv/mapping.h"
 
 namespace attend {
@@ -16,25 +16,6 @@ namespace {
 // A table that grows page by page finds its next page free for this many bytes: its runs are then long, which is what
 // prefetching needs. What is never touched costs addresses only: at most kSpare bytes beyond twice what is in use.
 constexpr int64_t kCluster = 512 << 10, kClusters = 8, kSpare = 1 << 30;
-
-uint64_t mix(uint64_t lane, uint64_t word) {
-  return std::rotl((lane ^ word) * 0x9fb21c651e98df25u, 29);
-}
-
-// Four independent lanes; equal hashes are compared, so that mixing need not be perfect.
-uint64_t hash_of(const std::byte* data, int64_t bytes) {
-  uint64_t lane[4] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0xd6e8feb86659fd93u};
-  int64_t i = 0;
-  for (; i + 32 <= bytes; i += 32) {
-    uint64_t word[4];
-    std::memcpy(word, data + i, 32);
-    for (int l = 0; l < 4; ++l) lane[l] = mix(lane[l], word[l]);
-  }
-  for (; i < bytes; ++i) lane[0] = mix(lane[0], static_cast<uint64_t>(data[i]));
-  uint64_t hash = static_cast<uint64_t>(bytes);
-  for (uint64_t l : lane) hash = (hash ^ l ^ l >> 32) * 0xd6e8feb86659fd93u;
-  return hash ^ hash >> 32;
-}
 
 std::array<int64_t, 2> checked(int64_t k_bytes, int64_t v_bytes) {
   constexpr int64_t kMost = int64_t{1} << 31;
@@ -216,7 +197,7 @@ bool PagePool::own(Page* page) {
 }
 
 PagePool::Page* PagePool::find_equal(Page* page) {
-  const uint64_t hash = hash_of(page->part[0], part_bytes_[0]) ^ std::rotl(hash_of(page->part[1], part_bytes_[1]), 1);
+  const uint64_t hash = kv::checksum(page->part[1], part_bytes_[1], kv::checksum(page->part[0], part_bytes_[0]));
   const std::lock_guard lock(mutex_);
   const auto found = by_hash_.find(hash);
   if (found == by_hash_.end()) {

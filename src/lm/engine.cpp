@@ -11,6 +11,7 @@
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
 #include "executor.h"
+#include "state.h"
 #include "retainer.h"
 #include "selective_reader.h"
 
@@ -145,6 +146,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
   if (context < 0 || (limit_ > graph.context && !turned))
     throw Error(ErrorKind::kArgument, "session", "context", std::to_string(context),
                 fmt::format("must be at most the model's {} tokens", graph.context));
+  policy_ = state_policy(policy, registry);
   retainer_ = std::make_unique<Retainer>(graph, policy, registry, layers_);
   if (const auto& selector = policy[Kind::kSelector]) {
     if (retainer_->observes_decoding())

@@ -102,6 +102,23 @@ void Ensemble::clear() {
   last_ = {};
 }
 
+void Ensemble::save(const std::filesystem::path& path) const {
+  check_saves();
+  first().save(path);
+}
+
+void Ensemble::restore(const std::filesystem::path& path) {
+  check_saves();
+  sessions_.front().restore(path);
+}
+
+void Ensemble::check_saves() const {
+  if (sessions_.size() > 1)
+    throw Error(ErrorKind::kUnsupported, "state", "policy", fmt::format("{} readings", sessions_.size()),
+                "are not saved: name one");
+  first().check_saves();
+}
+
 int64_t Ensemble::bytes() const {
   int64_t sum = 0;
   for (const Session& session : sessions_) sum += session.bytes();

@@ -60,6 +60,29 @@ TEST_F(ModelCommands, RunStreamsAndSumsUp) {
   EXPECT_NE(outcome.error.find("peak memory"), std::string::npos);
 }
 
+// A saved text goes on as if it had been read at once; whatever else is in the file is one line and code 1.
+TEST_F(ModelCommands, RunSavesAndRestores) {
+  const std::string state = file_.folder / "a.state";
+  const json whole = report({"run", "-m", model_, "-p", "hello the sun", "-n", "9"});
+  report({"run", "-m", model_, "-p", "hello", "-n", "0", "--save-state", state});
+  const std::vector<std::string> more = {"run", "-m", model_, "-p", " the sun", "-n", "9", "--load-state", state};
+  std::vector<std::string> elsewhere = more;
+  elsewhere.insert(elsewhere.end(), {"--policy", "paged:page=3"});
+  EXPECT_EQ(report(more)["tokens"], whole["tokens"]);
+  EXPECT_EQ(report(elsewhere)["tokens"], whole["tokens"]);
+  std::vector<std::string> other = more;
+  other.insert(other.end(), {"--policy", "bf16"});
+  refused(other, 1, "another policy");
+  refused({"run", "-m", model_, "-p", "a", "--load-state", text_}, 1, "no saved state");
+  refused({"run", "-m", model_, "-p", "a", "--load-state", state + ".absent"}, 1, "can't be read");
+  refused({"run", "-m", model_, "-p", "a", "--save-state", state, "--policy", "snapkv:budget=64"}, 1, "not saved");
+  refused({"run", "-m", model_, "-p", "a", "--save-state", state, "--chat"}, 2, "--chat");
+  SmallModel other_weights;
+  other_weights.weight_scale = 0.31f;
+  const SmallModel::File changed = other_weights.file();
+  refused({"run", "-m", changed.path, "-p", "a", "--load-state", state}, 1, "another model");
+}
+
 TEST_F(ModelCommands, ScoreReports) {
   const json score = report({"score", "-m", model_, "-f", text_, "--top", "3"});
   const size_t n = score["tokens"].get<size_t>();

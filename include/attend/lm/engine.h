@@ -1,9 +1,11 @@
 #pragma once
 // Running a model: one session reads a prompt and answers under one policy; weights are shared.
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -61,6 +63,15 @@ class Session {
 
   void clear();
 
+  // Writes keys, values and the position to a file, and reads them back into a session of the same model and policy
+  // (the store may be another) that has seen nothing. Throws Error(kFile) for a file that can't be written, or is not
+  // what save() wrote for such a session, and then the session has seen nothing; Error(kUnsupported) where the policy
+  // keeps more than keys (a retention, plan, allocator or selector); Error(kArgument) from restore() into a session
+  // that is not new, or too short.
+  void save(const std::filesystem::path& path) const;
+  void check_saves() const;  // throws what save() would throw of the policy
+  void restore(const std::filesystem::path& path);
+
   int64_t position() const { return position_; }  // tokens seen
   int64_t context() const { return limit_; }
   // Memory of keys, values, positions, and of a selector's index.
@@ -89,6 +100,7 @@ class Session {
   void retain(bool prompt_end, Context& context);
 
   std::shared_ptr<const LanguageModel> model_;
+  std::string policy_;  // that determines what is stored; empty: a saved state would not be all
   int64_t limit_, position_ = 0;
   std::unique_ptr<Store> store_;
   std::vector<std::unique_ptr<Operator>> mechanisms_;  // distinct ones

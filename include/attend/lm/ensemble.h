@@ -34,6 +34,10 @@ class Ensemble {
   std::span<const float> decode(int32_t id, Context& context);
   std::span<const float> last_logits() const { return sessions_.size() == 1 ? first().last_logits() : last_; }
   void clear();
+  // As Session's; Error(kUnsupported) for more than one reading.
+  void save(const std::filesystem::path& path) const;
+  void check_saves() const;
+  void restore(const std::filesystem::path& path);
 
   int64_t position() const { return first().position(); }
   int64_t context() const { return first().context(); }

@@ -1,0 +1,36 @@
+// Any bytes as a saved state, with a checksum that is right or not: read, or refused with attend::Error and the store
+// left empty.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <sstream>
+
+#include "attend/kv/store.h"
+#include "attend/kv/store_file.h"
+#include "attend/tensor/error.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace attend;
+  const StoreShape shape{.layers = 1, .kv_heads = 2, .d = 2, .dv = 1, .codec = DType::kF16};
+  const auto store = make_contiguous_store(shape);
+  // What follows a header that fits, too.
+  const uint32_t words[] = {1, 1, 2, static_cast<uint32_t>(DType::kF16)};
+  const int64_t sizes[] = {2, 1, 50};
+  std::string header = "ATTENDKV";
+  header.append(reinterpret_cast<const char*>(words), sizeof words);
+  header.append(reinterpret_cast<const char*>(sizes), sizeof sizes);
+  header.append(8, '\0');  // empty names
+  const std::string given(reinterpret_cast<const char*>(data), size);
+  for (const std::string& bytes : {given, header + given}) {
+    std::istringstream in(bytes);
+    bool refused = false;
+    try {
+      load_store(in, static_cast<int64_t>(bytes.size()), "fuzz", {}, *store);
+    } catch (const Error&) {
+      refused = true;
+    }
+    if (refused && store->bytes() != 0) std::abort();
+    store->clear();
+  }
+  return 0;
+}
