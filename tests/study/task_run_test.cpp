@@ -7,6 +7,7 @@
 
 #include "attend/study/compare.h"
 #include "support/expect_error.h"
+#include "support/model_file.h"
 #include "support/small_model.h"
 
 namespace attend {
@@ -143,6 +144,30 @@ TEST_F(TaskRun, CellsAreTasksLengthsAndTheDepthsThatATaskHas) {
   EXPECT_EQ(result.rows[0].kept.tokens, static_cast<int64_t>(result.example.prompt.size()));
   EXPECT_EQ(result.rows[0].kept.positions[3].size(), result.example.prompt.size());
   context_.progress = nullptr;
+}
+
+// A trained model finds a needle. Seven of eight keys dropped, a window has only what is in it: one needle of two.
+TEST(TaskRunGolden, SmollmFindsNeedlesThatAWindowDrops) {
+  const auto path = test::model_file(test::kSmollmFile);
+  ASSERT_FALSE(path.empty());
+  Context context;
+  const auto model = LanguageModel::load(path, ComputeMode::kDefault, context);
+  std::vector<Readings> policies;
+  for (const char* text : {"softmax", "softmax:window=124,sinks=4"})
+    policies.push_back(model_readings(text, ComputeMode::kDefault, registry()));
+  const TaskComparison result = run_tasks(
+      model, policies, registry(),
+      {.tasks = {find_tasks("niah_single_1")[0]}, .lengths = {768}, .depths = {20, 100}, .generate = true}, context);
+  for (const TaskScore& score : result.rows[0].cells) {
+    EXPECT_EQ(score.exact, 1);
+    EXPECT_EQ(score.match, 1);
+    EXPECT_LT(score.nll, 0.4);
+  }
+  const std::vector<TaskScore>& cut = result.rows[1].cells;
+  EXPECT_EQ(cut[0].exact, 0);
+  EXPECT_EQ(cut[0].match, 0);
+  EXPECT_GT(cut[0].nll, 1.5);  // about ln 10 a digit
+  EXPECT_EQ(cut[1].exact, 1);
 }
 
 TEST_F(TaskRun, RefusesBeforeItRuns) {
