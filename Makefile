@@ -4,7 +4,7 @@
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
-POLICIES ?= softmax; softmax:window=1024,sinks=4; softmax:window=256,sinks=4; softmax:window=256
+POLICIES ?= softmax; q8_0; softmax:window=1024,sinks=4; softmax:window=1024; snapkv:budget=1024; h2o:budget=1024; quest:budget=1024
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

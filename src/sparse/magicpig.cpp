@@ -222,7 +222,7 @@ struct MagicPig : Selector {
 };
 
 constexpr Option kOptions[] = {
-    {"bits", "", "K: bits of a code; more make tables more selective", "10", OptionType::kInteger, 1, 16},
+    {"bits", "", "K: bits of a code; more make tables more selective", "10", OptionType::kInteger, 1, 12},
     {"tables", "", "L: tables; a key is read if it meets the query in two", "150", OptionType::kInteger, 2, 1000},
     {"sinks", "tokens", "first keys that are always read", "4", OptionType::kInteger, 0, 1e9},
     {"recent", "tokens", "newest keys that are always read", "64", OptionType::kInteger, 1, 1e9},

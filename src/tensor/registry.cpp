@@ -171,11 +171,11 @@ std::string to_string(const Policy& policy, const Registry& registry) {
   for (const Kind kind : kWritten) {
     if (!policy[kind]) continue;
     const Spec spec = without_defaults(*policy[kind], registry.at(policy[kind]->name));
-    if (kind != Kind::kMechanism && spec.options.empty() && spec.name == default_of(kind)) continue;
+    if (spec.options.empty() && spec.name == default_of(kind)) continue;
     if (!text.empty()) text += " + ";
     text += to_string(spec);
   }
-  return text;
+  return text.empty() ? std::string(default_of(Kind::kMechanism)) : text;
 }
 
 std::optional<std::string_view> nearest_name(std::string_view name, const std::vector<std::string_view>& candidates) {

@@ -77,8 +77,8 @@ TEST(Registry, WritesPoliciesShort) {
   auto shortened = [](std::string_view text) { return to_string(small().policy(text), small()); };
   EXPECT_EQ(shortened("f16 + softmax:window=0 + contiguous"), "softmax");
   EXPECT_EQ(shortened("q8_0+softmax:softcap=30.0,window=512"), "softmax:window=512,softcap=30 + q8_0");
-  EXPECT_EQ(shortened("evict:plan=\"a b\",budget=7"), "softmax + evict:budget=7,plan=\"a b\"");
-  EXPECT_EQ(shortened("evict:plan=\"\",budget=7"), "softmax + evict:budget=7");
+  EXPECT_EQ(shortened("evict:plan=\"a b\",budget=7"), "evict:budget=7,plan=\"a b\"");
+  EXPECT_EQ(shortened("evict:plan=\"\",budget=7"), "evict:budget=7");
 }
 
 TEST(Registry, NamesTheNearest) {
