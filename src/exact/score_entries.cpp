@@ -18,6 +18,7 @@ void register_scores(Registry& registry) {
   register_probabilistic(registry);
   register_relu(registry);
   register_reversed(registry);
+  register_sentinel(registry);
   register_sigmoid(registry);
   register_sinkhorn(registry);
   register_softmax1(registry);

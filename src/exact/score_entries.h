@@ -28,6 +28,7 @@ void register_prflash(Registry& registry);
 void register_probabilistic(Registry& registry);
 void register_relu(Registry& registry);
 void register_reversed(Registry& registry);
+void register_sentinel(Registry& registry);
 void register_sigmoid(Registry& registry);
 void register_sinkhorn(Registry& registry);
 void register_softmax1(Registry& registry);

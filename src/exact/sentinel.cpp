@@ -1,0 +1,60 @@
+#include "attend/exact/sentinel.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <unordered_map>
+#include <vector>
+
+#include "attend/tensor/error.h"
+#include "exact/problem.h"
+
+namespace attend {
+namespace {
+
+constexpr std::string_view kOp = "sentinel";
+
+// Of each key, the last position that sees it.
+std::vector<int32_t> last_readers(const View& spans, int64_t batch, int64_t keys) {
+  std::unordered_map<int32_t, int32_t> last;
+  for (int64_t p = 0; p < spans.shape[1]; ++p)
+    if (const int32_t s = *spans.at<int32_t>({batch, p}); s < 0) last[s] = static_cast<int32_t>(p);
+  std::vector<int32_t> readers(static_cast<size_t>(keys), std::numeric_limits<int32_t>::max());
+  for (int64_t j = 0; j < keys; ++j) {
+    const int32_t s = *spans.at<int32_t>({batch, j});
+    if (s <= 0) continue;
+    if (const auto found = last.find(-s); found != last.end()) readers[static_cast<size_t>(j)] = found->second;
+  }
+  return readers;
+}
+
+}  // namespace
+
+void sentinel_attention(const Qkv& in, const View& spans, const SentinelOptions& options, const AttnOut& out,
+                        Context& context) {
+  const SoftmaxOptions softmax{.causal = true, .scale = options.scale};
+  const exact::Problem p = exact::check(in, softmax, kOp);
+  exact::check_outputs(p, in, out, kOp);
+  const int64_t keys = p.lengths.empty() ? 0 : *std::max_element(p.lengths.begin(), p.lengths.end());
+  int64_t queries = 0;
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t i = 0; i < p.queries; ++i) queries = std::max(queries, p.position(b, i) + 1);
+  const int64_t length = std::max(keys, queries);
+  if (!spans.data || spans.type != DType::kI32 || spans.rank != 2 || spans.shape[0] != p.batch ||
+      spans.shape[1] < length)
+    throw Error(ErrorKind::kArgument, kOp, "spans", to_string(spans),
+                fmt::format("must be i32 [{}, T] and cover {} positions", p.batch, length));
+  exact::require_apart(kOp, "out", out.out, "spans", spans);
+  exact::require_apart(kOp, "lse", out.lse, "spans", spans);
+  std::vector<std::vector<int32_t>> readers;
+  for (int64_t b = 0; b < p.batch; ++b) readers.push_back(last_readers(spans, b, keys));
+  auto sees = [&](int b, int, int32_t i, int32_t j) {
+    return i <= readers[static_cast<size_t>(b)][static_cast<size_t>(j)];
+  };
+  const BlockMask mask =
+      block_mask(sees, {.batch = std::max<int64_t>(1, p.batch), .queries = queries, .keys = keys}, context);
+  softmax_attention(in, softmax, out, context, {.mask = &mask});
+}
+
+}  // namespace attend
