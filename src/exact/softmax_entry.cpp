@@ -26,6 +26,7 @@ constexpr Paper kPapers[] = {
     {"Self-attention Does Not Need O(n^2) Memory", "2112.05682", "197"},
     {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
     {"FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", "2407.08608", "148"},
+    {"Live2Diff: Live Stream Translation via Uni-directional Attention in Video Diffusion Models", "2407.08701", "136"},
     {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
 
@@ -81,6 +82,9 @@ constexpr Entry kSoftmax = {
                .same_bits = SameBits::kAny,
                .gradients = kGradients},
     .notes =
+        "136: the warm-up frames, which see each other, are the prefix, the frames before the current one the window; "
+        "a "
+        "store keeps these alone. "
         "115: the mask; keys keep the positions of the text. 197: chunks are 512 keys (256 backward) instead of "
         "sqrt(n), so "
         "memory does not grow with n. 274: tiles of the forward pass fold once every 512 positions. "

@@ -11,9 +11,9 @@
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
 #include "executor.h"
-#include "state.h"
 #include "retainer.h"
 #include "selective_reader.h"
+#include "state.h"
 
 namespace attend {
 namespace {
@@ -69,6 +69,9 @@ Spec layer_spec(const Spec& mechanism, const AttentionLayer& layer, const Regist
   if (!always_causal) require("causal", "a language model needs");
   Spec spec = registry.complete(policy);
   if (has_option(entry, "causal")) spec.set("causal", "true");
+  if (has_option(entry, "prefix") && spec.integer("prefix") > 0)
+    throw Error(ErrorKind::kSpec, "policy", policy.name, "",
+                "has a prefix that tokens see before it is read: a language model reads in order");
   require("scale", "this model sets");
   if (spec.real("scale") == 0) spec.set("scale", fmt::format("{}", layer.scale));
   if (layer.window > 0) {

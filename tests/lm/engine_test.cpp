@@ -245,6 +245,7 @@ TEST(Engine, RefusesBeforeAnythingChanges) {
   expect_error(ErrorKind::kArgument, "the context holds 10", [&] { session.decode(1, context); });
   expect_error(ErrorKind::kArgument, "400 tokens", [&] { open(model, "softmax", 401); });
   expect_error(ErrorKind::kSpec, "sofmax", [&] { open(model, "sofmax"); });
+  expect_error(ErrorKind::kSpec, "prefix", [&] { open(model, "softmax:prefix=9"); });
 }
 
 TEST(Engine, StopsWhenAsked) {
