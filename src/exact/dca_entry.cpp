@@ -2,6 +2,7 @@
 
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/dca.h"
+#include "attend/exact/divided_frequencies.h"
 #include "attend/reference/dca.h"
 #include "exact/entries.h"
 #include "exact/rope_spec.h"
@@ -41,13 +42,18 @@ DcaOptions options_from(const Spec& spec) {
           .rope = exact::rope_options(spec)};
 }
 
-class DualChunk : public AttentionOperator {
+class DualChunk : public AttentionOperator, public DividesFrequencies {
  public:
   explicit DualChunk(const DcaOptions& options) : AttentionOperator("dca", kIn, kOut), options_(options) {
     // A model says how many elements turn; then the angles are made once.
     if (options.rope.dims > 0 && !by_length(options.rope) &&
         exact::rope_refuses(options.rope, options.rope.dims).empty())
       angles_.emplace(rope_table(options.rope, options.rope.dims, 1));
+  }
+
+  void divide_frequencies(std::span<const float> divisors) override {
+    if (!angles_) exact::refuse_divisors(op());
+    angles_.emplace(exact::divided_table(options_.rope, divisors));
   }
 
   bool turns() const override { return true; }

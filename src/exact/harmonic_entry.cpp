@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "attend/exact/attention_operator.h"
+#include "attend/exact/divided_frequencies.h"
 #include "attend/reference/harmonic.h"
 #include "exact/cascades.h"
 #include "exact/entries.h"
@@ -45,7 +46,7 @@ HarmonicOptions options_from(const Spec& spec) {
           .rope = exact::rope_options(spec)};
 }
 
-class Harmonic : public AttentionOperator {
+class Harmonic : public AttentionOperator, public DividesFrequencies {
  public:
   explicit Harmonic(const HarmonicOptions& options) : AttentionOperator("harmonic", kIn, kOut), options_(options) {
     // A model says how many elements turn; then the angles are made once.
@@ -59,6 +60,11 @@ class Harmonic : public AttentionOperator {
                                 {array(grad_out, "out"), array(grad_out, "lse")},
                                 {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context,
                                 angles_ ? &*angles_ : nullptr);
+  }
+
+  void divide_frequencies(std::span<const float> divisors) override {
+    if (!angles_) exact::refuse_divisors(op());
+    angles_.emplace(exact::divided_table(options_.rope, divisors));
   }
 
   bool turns() const override { return true; }

@@ -1,6 +1,7 @@
 #include <optional>
 
 #include "attend/exact/attention_operator.h"
+#include "attend/exact/divided_frequencies.h"
 #include "attend/exact/rope.h"
 #include "attend/reference/rope.h"
 #include "attend/tensor/error.h"
@@ -70,7 +71,7 @@ RopeAttentionOptions options_from(const Spec& spec) {
           .rope = exact::rope_options(spec)};
 }
 
-class RopeMechanism : public AttentionOperator {
+class RopeMechanism : public AttentionOperator, public DividesFrequencies {
  public:
   RopeMechanism(std::string_view name, const RopeAttentionOptions& options)
       : AttentionOperator(name, kIn, kOut), options_(options) {
@@ -91,6 +92,11 @@ class RopeMechanism : public AttentionOperator {
 
   std::vector<KeyRange> needed_from(int64_t position) const override {
     return exact::needed_from(position, {.window = options_.window, .sinks = options_.sinks});
+  }
+
+  void divide_frequencies(std::span<const float> divisors) override {
+    if (!angles_) exact::refuse_divisors(op());
+    angles_.emplace(exact::divided_table(options_.rope, divisors));
   }
 
   bool turns() const override { return true; }

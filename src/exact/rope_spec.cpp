@@ -1,6 +1,9 @@
 #include "exact/rope_spec.h"
 
 #include <algorithm>
+#include <vector>
+
+#include "attend/tensor/error.h"
 
 namespace attend::exact {
 
@@ -27,6 +30,17 @@ RopeOptions rope_options(const Spec& spec) {
     o.scaling = static_cast<RopeScaling>(found - std::begin(kRopeScalings));
   }
   return o;
+}
+
+RopeTable divided_table(const RopeOptions& options, std::span<const float> divisors) {
+  std::vector<float> values(divisors.begin(), divisors.end());
+  return rope_table(options, options.dims, 1,
+                    {.short_factors = dense_view(values.data(), DType::kF32, {static_cast<int64_t>(values.size())})});
+}
+
+void refuse_divisors(std::string_view op) {
+  throw Error(ErrorKind::kUnsupported, op, "scaling", "",
+              "must not depend on the text's length where pairs are divided");
 }
 
 std::string_view rope_refuses(const RopeOptions& o, int64_t d) {

@@ -1,6 +1,6 @@
 #pragma once
 // Rotary options as entries offer them.
-#include "attend/exact/rope_options.h"
+#include "attend/exact/rope.h"
 #include "attend/tensor/operator.h"
 
 namespace attend::exact {
@@ -44,6 +44,10 @@ inline constexpr Option kHighFactor = {
 
 // The rotary options that a completed spec has.
 RopeOptions rope_options(const Spec& spec);
+
+// Of options with dims set, whose frequencies don't depend on the text's length.
+RopeTable divided_table(const RopeOptions& options, std::span<const float> divisors);
+[[noreturn]] void refuse_divisors(std::string_view op);
 
 // Why heads of d elements can't be rotated so, empty if they can.
 std::string_view rope_refuses(const RopeOptions& options, int64_t d);

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "attend/exact/divided_frequencies.h"
 #include "attend/kv/codec.h"
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
@@ -86,15 +87,24 @@ Spec layer_spec(const Spec& mechanism, const AttentionLayer& layer, const Regist
 }
 
 // The operator of a layer. One that turns queries and keys itself is made again with the model's rotary options.
-std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer, const Graph& graph,
+std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer, const LanguageModel& model,
                                          const Registry& registry) {
+  const Graph& graph = model.graph();
   auto mechanism = registry.make<Operator>(spec);
   if (!mechanism->turns()) return mechanism;
   const Rotary& rotary = graph.rotaries[static_cast<size_t>(layer.rotary)];
-  if (!rotary.short_factors.empty() || !rotary.long_factors.empty())
-    throw Error(ErrorKind::kUnsupported, "policy", spec.name, "", "can't take this model's rotary divisors");
+  if (!rotary.long_factors.empty() || rotary.options.scaling == RopeScaling::kLongRope)
+    throw Error(ErrorKind::kUnsupported, "policy", spec.name, "",
+                "can't take this model's rotary divisors, which change with the text's length");
   set_rotary(spec, registry.at(spec.name), rotary, graph.context);
-  return registry.make<Operator>(spec);
+  mechanism = registry.make<Operator>(spec);
+  if (const auto divisors = model.divisors(layer.rotary); !divisors.empty()) {
+    auto* divides = dynamic_cast<DividesFrequencies*>(mechanism.get());
+    if (!divides)
+      throw Error(ErrorKind::kUnsupported, "policy", spec.name, "", "can't take this model's rotary divisors");
+    divides->divide_frequencies(divisors);
+  }
+  return mechanism;
 }
 
 }  // namespace
@@ -133,7 +143,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {
     Spec spec = layer_spec(*policy[Kind::kMechanism], layer, registry);
-    std::unique_ptr<Operator> mechanism = make_mechanism(spec, layer, graph, registry);
+    std::unique_ptr<Operator> mechanism = make_mechanism(spec, layer, *model_, registry);
     const auto same = std::find(specs.begin(), specs.end(), spec);
     const size_t index = static_cast<size_t>(same - specs.begin());
     if (same == specs.end()) {

@@ -66,6 +66,7 @@ std::shared_ptr<const LanguageModel> LanguageModel::load(const std::filesystem::
                       "must be positive and finite");
       divisors[i] = dense_view(values[i].data(), DType::kF32, {tensor.shape[0]});
     }
+    model->divisors_.push_back(rotary.long_factors.empty() ? values[0] : std::vector<float>());
     const RopeFactors factors{divisors[0], divisors[1]};
     const int64_t original = rotary.options.original;
     model->short_rotaries_.emplace_back(rope_table(rotary.options, rotary.options.dims, original, factors));

@@ -80,6 +80,17 @@ TEST(Session, MechanismsTurnQueriesAndKeysThemselves) {
   yarn.more_reals = {{"llama.rope.scaling.factor", 4.0f}};
   EXPECT_EQ(logits(yarn, "softmax"), logits(yarn, "rope"));
   EXPECT_EQ(logits(yarn, "softmax"), logits(yarn, "dca:chunk=200"));
+  SmallModel divided, longrope;
+  divided.vectors["rope_freqs.weight"] = {1, 1.5f, 4, 9};
+  const std::vector<float> by_divisors = logits(divided, "softmax");
+  EXPECT_NE(by_divisors, plain);
+  EXPECT_EQ(by_divisors, logits(divided, "rope"));
+  EXPECT_EQ(by_divisors, logits(divided, "dca:chunk=200"));
+  longrope.texts["llama.rope.scaling.type"] = "longrope";
+  longrope.more_integers["llama.rope.scaling.original_context_length"] = 100;
+  longrope.vectors["rope_factors_short.weight"] = {1, 1, 1, 1};
+  longrope.vectors["rope_factors_long.weight"] = {4, 4, 4, 4};
+  expect_error(ErrorKind::kUnsupported, "text's length", [&] { logits(longrope, "rope"); });
 
   // Chunks of 32 tokens: other logits, the same ones however the prompt was cut, and texts beyond the trained context.
   const std::vector<float> chunked = logits(small, "dca:context=40,chunk=32");

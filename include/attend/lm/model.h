@@ -34,6 +34,8 @@ class LanguageModel {
   const float* vector(int index) const { return vectors_[static_cast<size_t>(index)].as<float>(); }
   // Rotary angles for texts of at most `context` tokens.
   const RopeAngles& rotary(int index, int64_t context) const;
+  // Learned divisors of its frequencies that hold for every text, one a pair; empty: none.
+  std::span<const float> divisors(int index) const { return divisors_[static_cast<size_t>(index)]; }
 
  private:
   LanguageModel();
@@ -43,6 +45,7 @@ class LanguageModel {
   std::vector<PackedWeight> matrices_;
   std::vector<Buffer> vectors_;
   std::vector<RopeAngles> short_rotaries_, long_rotaries_;  // up to and beyond the trained context
+  std::vector<std::vector<float>> divisors_;                // of each rotary
   std::unique_ptr<Tokenizer> tokenizer_;
 };
 
