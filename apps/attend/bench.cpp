@@ -17,7 +17,7 @@ namespace {
 struct Arguments {
   std::string filter;
   int64_t threads = 0;
-  bool json = false;
+  bool json = false, memory = false;
 };
 
 std::string processor_name() {
@@ -61,7 +61,8 @@ int bench(const Arguments& a) {
   ProgressBar bar;
   Context context = make_context(a.threads, nullptr);
   std::vector<BenchRow> rows;
-  for (std::vector<BenchRow>& list : std::array{attention_rows(), variant_rows(), grid_rows(), product_rows()})
+  for (std::vector<BenchRow>& list :
+       std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(), store_rows()})
     for (BenchRow& row : list)
       if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())
@@ -136,9 +137,10 @@ const Command kBench = {
     [](Options& options) -> std::function<int()> {
       auto a = std::make_shared<Arguments>();
       options.text("filter FILTER", a->filter, "only rows whose name contains this");
+      options.flag("--memory", a->memory, "instead: the memory that stores hold while texts come and go");
       declare_threads(options, a->threads);
       declare_json(options, a->json);
-      return [a] { return bench(*a); };
+      return [a] { return a->memory ? bench_memory(a->json) : bench(*a); };
     }};
 
 }  // namespace attend::app

@@ -56,6 +56,10 @@ std::vector<BenchRow> attention_rows();
 std::vector<BenchRow> variant_rows();
 std::vector<BenchRow> product_rows();
 std::vector<BenchRow> grid_rows();
+std::vector<BenchRow> store_rows();
+
+// Prints what stores hold while texts come and go.
+int bench_memory(bool json);
 
 // What rows of a series say together, a line each: the worst cell of the grid, time a key, what threads gain.
 std::vector<std::string> bench_findings(const std::vector<BenchRow>& rows, const std::vector<BenchResult>& results,
