@@ -130,12 +130,14 @@ class PagedStore : public kv::StoreBase {
   }
 
   int64_t row_memory() const override {
-    std::vector<Page*> all;
-    int64_t tables = 0;
+    int64_t tables = 0, references = 0;
     for (const std::vector<Page*>& table : tables_) {
-      all.insert(all.end(), table.begin(), table.end());
       tables += static_cast<int64_t>(table.capacity() * sizeof(Page*));
+      references += static_cast<int64_t>(table.size());
     }
+    if (references == pool_->references()) return pool_->bytes() + tables;  // nobody else has a part
+    std::vector<Page*> all;
+    for (const std::vector<Page*>& table : tables_) all.insert(all.end(), table.begin(), table.end());
     return pool_->bytes_of(all) + tables;
   }
 
