@@ -127,9 +127,14 @@ Comparison compare_policies(const std::shared_ptr<const LanguageModel>& model, s
     result.exact_nll_at.push_back(static_cast<float>(exact.lse - exact.logits[static_cast<size_t>(id)]));
     whole.tell(1);
     if (j + 1 == n) break;
-    for (size_t p = 0; p < policies.size(); ++p)
-      result.rows[p].bytes_read += static_cast<double>(runs[p].session.bytes_read_next());
+    auto count_reads = [&](bool after) {
+      for (size_t p = 0; p < policies.size(); ++p)
+        if (selects(policies[p]) == after)
+          result.rows[p].bytes_read += static_cast<double>(runs[p].session.bytes_read_next());
+    };
+    count_reads(false);
     for (Run& run : runs) step(run, id, context);
+    count_reads(true);
   }
 
   const double forced = static_cast<double>(n - prompt);

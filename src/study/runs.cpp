@@ -1,6 +1,13 @@
 #include "study/runs.h"
 
+#include <algorithm>
+
 namespace attend {
+
+bool selects(const Readings& policy) {
+  return std::any_of(policy.begin(), policy.end(),
+                     [](const Policy& each) { return each[Kind::kSelector].has_value(); });
+}
 
 std::vector<int32_t> greedy_tokens(Ensemble& session, int64_t count, const Tokenizer& tokenizer, const RowOps& ops,
                                    Context& context) {

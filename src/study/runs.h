@@ -36,6 +36,9 @@ struct Whole : Progress {
   int64_t done = 0, total = 0;
 };
 
+// Whether what a token reads is known only once it was decoded.
+bool selects(const Readings& policy);
+
 // The most likely tokens after what a session has read, at most `count`, fewer where the text or the context ends.
 std::vector<int32_t> greedy_tokens(Ensemble& session, int64_t count, const Tokenizer& tokenizer, const RowOps& ops,
                                    Context& context);

@@ -40,9 +40,7 @@ Ids encode(const Tokenizer& tokenizer, const TaskSample& sample, bool late_quest
 // One policy's session, and what it costs to ask it.
 class Asker {
  public:
-  Asker(Ensemble session, const Readings& policy) : session_(std::move(session)) {
-    for (const Policy& each : policy) selects_ |= each[Kind::kSelector].has_value();
-  }
+  Asker(Ensemble session, const Readings& policy) : session_(std::move(session)), selects_(selects(policy)) {}
 
   Ensemble& session() { return session_; }
 
@@ -106,7 +104,7 @@ class Asker {
   }
 
   Ensemble session_;
-  bool selects_ = false;  // what a token reads is known afterwards
+  bool selects_;
   Clock::duration prefill_{}, decode_{};
   int64_t steps_ = 0;
 };

@@ -149,6 +149,15 @@ TEST_F(Compare, TellsWhatIsKeptAndThePeak) {
   EXPECT_TRUE(compare({"softmax"}, {.prompt = 100}).rows[0].kept.empty());
 }
 
+// The first forced token reads what its selector chose, like any other, not the whole prompt.
+TEST_F(Compare, CountsWhatSelectedTokensRead) {
+  const char* quest = "quest:budget=32,page=16,dense=0";
+  const Comparison few = compare({"softmax", quest}, {.prompt = 118}),
+                   more = compare({"softmax", quest}, {.prompt = 100});
+  EXPECT_LT(few.rows[1].bytes_read, 0.6 * few.rows[0].bytes_read);
+  EXPECT_NEAR(few.rows[1].bytes_read, more.rows[1].bytes_read, 0.1 * more.rows[1].bytes_read);
+}
+
 TEST_F(Compare, RunsAtMostSixteen) {
   const std::vector<const char*> with_exact(16, "softmax"), without(16, "softmax:window=10");
   EXPECT_EQ(compare(with_exact, {.prompt = 118}).rows.size(), 16u);
