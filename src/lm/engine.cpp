@@ -127,12 +127,13 @@ Policy exact_policy(const Policy& policy, ComputeMode compute, const Registry& r
 }
 
 Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
-                 int64_t context)
+                 int64_t context, const StoreFactory* stores)
     : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
   const Graph& graph = model_->graph();
   const AttentionLayer& first = graph.layers.front();
   const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
-  store_ = registry.make<StoreFactory>(*policy[Kind::kStore])
+  const auto own = registry.make<StoreFactory>(*policy[Kind::kStore]);
+  store_ = (stores ? stores : own.get())
                ->open({.layers = static_cast<int>(graph.layers.size()),
                        .kv_heads = first.kv_heads,
                        .d = first.d,

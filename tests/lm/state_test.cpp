@@ -52,5 +52,26 @@ TEST(SessionState, GoesOnWithTheSameBits) {
   }
 }
 
+// Two sessions of one factory that read the same beginning, in other chunks, hold its pages once; each goes on alone.
+TEST(SessionState, EqualBeginningsAreHeldOnce) {
+  const test::SmallModel::File file = test::SmallModel{}.file();
+  Context context(1);
+  const auto model = LanguageModel::load(file.path, ComputeMode::kDefault, context);
+  const Policy policy = model_policy("paged:page=16", model->compute(), registry());
+  const auto stores = registry().make<StoreFactory>(*policy[Kind::kStore]);
+  auto session = [&](const StoreFactory* from) { return Session(model, policy, registry(), 0, from); };
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 330; ++i) ids.push_back(i * 37 % 256);
+  Session alone = session(nullptr), first = session(stores.get()), second = session(stores.get());
+  alone.prefill(ids, 512, Outputs::kNone, nullptr, context);
+  first.prefill(ids, 64, Outputs::kNone, nullptr, context);
+  second.prefill(ids, 50, Outputs::kNone, nullptr, context);
+  EXPECT_LT(first.bytes() + second.bytes(), alone.bytes() * 3 / 2);
+  first.decode(5, context);
+  first.clear();
+  const std::vector<float> wanted = decode_some(alone, context), got = decode_some(second, context);
+  EXPECT_EQ(std::memcmp(got.data(), wanted.data(), wanted.size() * sizeof(float)), 0);
+}
+
 }  // namespace
 }  // namespace attend

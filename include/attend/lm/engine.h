@@ -42,9 +42,11 @@ class SelectiveReader;
 class Session {
  public:
   // `context`: most tokens that the session may hold, 0 for the model's own limit. Memory follows use, not this limit.
+  // `stores`: opens the store, in place of a factory that the policy's store makes for this session alone; sessions of
+  // one paged factory hold equal beginnings once. It may go before the session does.
   // Throws Error(kSpec) for a policy that the model can't run, Error(kArgument) for a context beyond the model's.
   Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
-          int64_t context = 0);
+          int64_t context = 0, const StoreFactory* stores = nullptr);
   ~Session();
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
