@@ -155,7 +155,7 @@ TEST(Retention, WithABudgetBeyondTheTextChangesNoBit) {
   }
 }
 
-TEST(Retention, HasTheSameBitsForAnyChunksAndThreads) {
+TEST(Retention, HasTheSameBitsForAnyChunksThreadsAndStores) {
   const auto model = load(SmallModel{}, ComputeMode::kDefault);
   const std::vector<int32_t> ids = some_ids(120);
   std::vector<std::string> policies = retentions(20, 16);
@@ -164,12 +164,13 @@ TEST(Retention, HasTheSameBitsForAnyChunksAndThreads) {
   for (const std::string& policy : policies) {
     SCOPED_TRACE(policy);
     std::vector<std::vector<float>> all;
-    for (const auto& [chunk, threads, decoded] : {std::tuple{512, 1, 24}, {7, 2, 24}, {1, 3, 24}, {50, 2, 24}}) {
+    for (const auto& [chunk, threads, store] :
+         {std::tuple{512, 1, "contiguous"}, {7, 2, "paged:page=8"}, {1, 3, "virtual"}, {50, 2, "offloaded"}}) {
+      constexpr size_t kPrompt = 96;
       Context context(threads);
-      Session session = open(model, policy);
-      std::vector<float> logits =
-          all_logits(session, std::span(ids).first(ids.size() - static_cast<size_t>(decoded)), chunk, context);
-      for (size_t i = ids.size() - static_cast<size_t>(decoded); i < ids.size(); ++i) {
+      Session session = open(model, fmt::format("{} + {}", policy, store));
+      std::vector<float> logits = all_logits(session, std::span(ids).first(kPrompt), chunk, context);
+      for (size_t i = kPrompt; i < ids.size(); ++i) {
         const auto row = session.decode(ids[i], context);
         logits.insert(logits.end(), row.begin(), row.end());
       }

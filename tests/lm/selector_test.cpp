@@ -126,9 +126,10 @@ TEST(Selector, HasTheSameBitsForAnyChunksThreadsAndStores) {
   for (const std::string& policy : policies) {
     SCOPED_TRACE(policy);
     std::vector<std::vector<float>> all;
-    for (const auto& [chunk, threads] : {std::pair{512, 1}, {7, 2}, {1, 3}}) {
+    for (const auto& [chunk, threads, store] :
+         {std::tuple{512, 1, "contiguous"}, {7, 2, "paged:page=8"}, {1, 3, "virtual"}, {40, 2, "offloaded"}}) {
       Context context(threads);
-      Session session = open(model, policy);
+      Session session = open(model, fmt::format("{} + {}", policy, store));
       all.push_back(prompt_then_decode(session, ids, chunk, context));
     }
     for (const auto& logits : all) EXPECT_EQ(logits, all[0]);
