@@ -89,7 +89,8 @@ void register_kv(Registry& registry) {
   for (const Entry& entry : kEntries) registry.add(entry);
   register_stores(registry);
   register_allocators(registry);
-  register_plans(registry);
+  register_duo(registry);
+  register_fastgen(registry);
   register_norm_retentions(registry);
   register_weight_retentions(registry);
   register_window_retentions(registry);

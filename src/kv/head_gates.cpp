@@ -91,6 +91,14 @@ HeadGates read_head_gates(const std::filesystem::path& path) {
   return parse_head_gates(json, path.native());
 }
 
+void require_model(const HeadGates& gates, std::string_view op, std::string_view model, int layers, int kv_heads) {
+  if (model == gates.model && layers == gates.layers && kv_heads == gates.kv_heads) return;
+  throw Error(
+      ErrorKind::kSpec, op, "plan",
+      fmt::format("for \"{}\" ({} layers of {} kv heads)", printable(gates.model, 80), gates.layers, gates.kv_heads),
+      fmt::format("but the model is \"{}\" ({} layers of {} kv heads)", printable(model, 80), layers, kv_heads));
+}
+
 std::string to_json(const HeadGates& gates) {
   // A layer a line.
   std::string rows;

@@ -1,6 +1,4 @@
 // DuoAttention: heads that need their whole context keep it, all others keep sinks and recent tokens.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -9,7 +7,6 @@
 #include "attend/kv/head_gates.h"
 #include "attend/kv/plan.h"
 #include "attend/tensor/error.h"
-#include "attend/tensor/text.h"
 #include "kv/entries.h"
 #include "kv/ranking_entry.h"
 
@@ -50,12 +47,7 @@ class Duo : public Plan {
   }
 
   void check(std::string_view model, int layers, int kv_heads) const override {
-    if (model != gates_.model || layers != gates_.layers || kv_heads != gates_.kv_heads)
-      throw Error(
-          ErrorKind::kSpec, "duo", "plan",
-          fmt::format("for \"{}\" ({} layers of {} kv heads)", printable(gates_.model, 80), gates_.layers,
-                      gates_.kv_heads),
-          fmt::format("but the model is \"{}\" ({} layers of {} kv heads)", printable(model, 80), layers, kv_heads));
+    require_model(gates_, "duo", model, layers, kv_heads);
   }
 
   const Retention* retention(int layer, int kv_head) const override {
@@ -106,7 +98,7 @@ constexpr Entry kEntry = {
 
 }  // namespace
 
-void register_plans(Registry& registry) {
+void register_duo(Registry& registry) {
   registry.add(kEntry);
 }
 

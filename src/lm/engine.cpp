@@ -9,6 +9,7 @@
 
 #include "attend/exact/divided_frequencies.h"
 #include "attend/kv/codec.h"
+#include "attend/lm/token_class.h"
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
 #include "executor.h"
@@ -168,7 +169,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
           ErrorKind::kUnsupported, "policy", selector->name, "",
           fmt::format(
               "reads a part of the keys, where {} needs the weights of all; stride=0 makes it act on the prompt alone",
-              policy[Kind::kRetention]->name));
+              policy[policy[Kind::kRetention] ? Kind::kRetention : Kind::kPlan]->name));
     reader_ =
         std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, key_bytes_, active_isa(Context(1)));
   }
@@ -204,6 +205,8 @@ View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, C
   const View hidden =
       executor_->run(ids, position_, wanted, {*store_, layers_, *retainer_, reader_.get(), left == 0}, context);
   position_ += rows;
+  if (retainer_->reads_classes())
+    for (int32_t id : ids) retainer_->read(class_of(id, model_->tokenizer()));
   peak_bytes_ = std::max(peak_bytes_, bytes());
   retain(rows == left, context);
   return hidden;

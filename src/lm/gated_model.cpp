@@ -9,27 +9,11 @@
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
 #include "row_gradients.h"
+#include "rows.h"
 #include "transposed.h"
 
 namespace attend {
 namespace {
-
-// Memory that grows and stays.
-float* reserve(Buffer& buffer, int64_t floats) {
-  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
-  if (buffer.bytes() < bytes) {
-    buffer = Buffer();
-    buffer = Buffer(bytes);
-  }
-  return buffer.as<float>();
-}
-
-// Queries, keys or values of all tokens, [rows, heads * size], as attention sees them.
-View by_head(float* rows_of, int heads, int64_t rows, int64_t size) {
-  View view = dense_view(rows_of, DType::kF32, {1, heads, rows, size});
-  view.stride = {heads * rows * size, size, heads * size, 1};
-  return view;
-}
 
 [[noreturn]] void refuse(std::string_view argument, int64_t got, std::string_view rule) {
   throw Error(ErrorKind::kArgument, "gated model", argument, std::to_string(got), rule);
@@ -39,7 +23,7 @@ View by_head(float* rows_of, int heads, int64_t rows, int64_t size) {
 
 class GatedModel::Run {
  public:
-  Run(std::shared_ptr<const LanguageModel> model, int64_t sinks, int64_t recent, Context& context)
+  Run(std::shared_ptr<const LanguageModel> model, int64_t sinks, int64_t recent)
       : model_(std::move(model)),
         graph_(model_->graph()),
         sinks_(sinks),
@@ -53,21 +37,14 @@ class GatedModel::Run {
         saved_(graph_.operations.size()) {
     if (sinks < 0) refuse("sinks", sinks, "must be at least 0");
     if (recent < 1) refuse("recent", recent, "must be at least 1");
-    const int64_t total = static_cast<int64_t>(graph_.operations.size());
-    for (int64_t i = 0; i < total; ++i) {
-      context.throw_if_stopped();
-      if (context.progress) context.progress->update("transposing", i, total);
-      if (const auto* o = std::get_if<op::Product>(&graph_.operations[static_cast<size_t>(i)]))
-        for (const auto& output : o->outputs)
-          if (PackedWeight& matrix = transposed_[static_cast<size_t>(output.matrix)]; matrix.n == 0)
-            matrix = transposed(model_->matrix(output.matrix), context);
-    }
   }
 
   bool gated(int layer) const { return graph_.layers[static_cast<size_t>(layer)].window == 0; }
 
-  View forward(std::span<const int32_t> ids, std::span<const float> gates, int64_t wanted, Context& context) {
+  View forward(std::span<const int32_t> ids, std::span<const float> gates, int64_t wanted, Context& context,
+               const Observer* observer = nullptr) {
     check(ids, gates, wanted);
+    if (!gates.empty()) transpose(context);
     gates_.assign(gates.begin(), gates.end());
     rows_ = tokens_ = static_cast<int64_t>(ids.size());
     wanted_ = wanted;
@@ -78,7 +55,7 @@ class GatedModel::Run {
       angles.fill(int64_t{0}, rows_, ops, reserve(cosine_[r], rows_ * angles.pairs()),
                   reserve(sine_[r], rows_ * angles.pairs()));
     }
-    Step step{ops, context, ids};
+    Step step{ops, context, ids, observer};
     for (size_t i = 0; i < graph_.operations.size(); ++i)
       std::visit([&](const auto& o) { run(o, saved_[i], step); }, graph_.operations[i]);
     return dense_view(row(graph_.output_slot, 0), DType::kF32, {rows_, width(graph_.output_slot)});
@@ -117,6 +94,7 @@ class GatedModel::Run {
     const RowOps& ops;
     Context& context;
     std::span<const int32_t> ids = {};
+    const Observer* observer = nullptr;
     bool lowest = false;
   };
   // What an operation's backward needs, in the order in which it was saved.
@@ -134,6 +112,19 @@ class GatedModel::Run {
     if (wanted < 1 || wanted > n) refuse("wanted", wanted, "must be 1 to the number of tokens");
     if (!gates.empty() && gates.size() != graph_.layers.size() * static_cast<size_t>(kv_heads_))
       refuse("gates", static_cast<int64_t>(gates.size()), "must be one a layer and kv head, or none");
+  }
+
+  // Once, for the backward passes of products.
+  void transpose(Context& context) {
+    const int64_t total = static_cast<int64_t>(graph_.operations.size());
+    for (int64_t i = 0; i < total; ++i) {
+      context.throw_if_stopped();
+      if (context.progress) context.progress->update("transposing", i, total);
+      if (const auto* o = std::get_if<op::Product>(&graph_.operations[static_cast<size_t>(i)]))
+        for (const auto& output : o->outputs)
+          if (PackedWeight& matrix = transposed_[static_cast<size_t>(output.matrix)]; matrix.n == 0)
+            matrix = transposed(model_->matrix(output.matrix), context);
+    }
   }
 
   template <class F>
@@ -259,6 +250,7 @@ class GatedModel::Run {
                    .v = by_head(row(o.v, 0), layer.kv_heads, rows_, layer.dv)};
       softmax_attention(in, options(layer, false), {.out = by_head(row(o.out, 0), layer.heads, rows_, layer.dv)},
                         step.context);
+      if (step.observer) (*step.observer)(o.layer, in, options(layer, false));
       return;
     }
     save(saved, kQ, o.q), save(saved, kK, o.k), save(saved, kV, o.v);
@@ -380,13 +372,17 @@ class GatedModel::Run {
   std::span<double> d_gates_;
 };
 
-GatedModel::GatedModel(std::shared_ptr<const LanguageModel> model, int64_t sinks, int64_t recent, Context& context)
-    : run_(std::make_unique<Run>(std::move(model), sinks, recent, context)) {}
+GatedModel::GatedModel(std::shared_ptr<const LanguageModel> model, int64_t sinks, int64_t recent)
+    : run_(std::make_unique<Run>(std::move(model), sinks, recent)) {}
 
 GatedModel::~GatedModel() = default;
 
 bool GatedModel::gated(int layer) const {
   return run_->gated(layer);
+}
+
+void GatedModel::observe(std::span<const int32_t> ids, const Observer& observer, Context& context) {
+  run_->forward(ids, {}, 1, context, &observer);
 }
 
 View GatedModel::forward(std::span<const int32_t> ids, std::span<const float> gates, int64_t wanted, Context& context) {

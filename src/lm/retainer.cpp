@@ -56,7 +56,18 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
     plan_->check(graph.name, static_cast<int>(graph.layers.size()), graph.layers.front().kv_heads);
     for (int layer = 0; layer < static_cast<int>(graph.layers.size()); ++layer)
       for (int h = 0; h < graph.layers[static_cast<size_t>(layer)].kv_heads; ++h)
-        if (const Retention* own = plan_->retention(layer, h)) strides_.push_back(own->stride());
+        if (const Retention* own = plan_->retention(layer, h); own && governed(layer)) {
+          strides_.push_back(own->stride());
+          if (own->observes() == 0) continue;
+          plan_observes_ = true;
+          observing_stride_ = std::max(observing_stride_, own->stride());
+          if (!mechanisms[static_cast<size_t>(layer)]->gives_weights())
+            refuse(*spec,
+                   fmt::format("ranks keys by their weights, which {} does not give", policy[Kind::kMechanism]->name));
+        }
+    if (plan_observes_ && retention_ && retention_->observes() > 0 && retention_->observes() != kEveryQuery)
+      refuse(*spec, fmt::format("needs the weights of every query, where {} looks at the newest alone",
+                                policy[Kind::kRetention]->name));
   }
   std::sort(strides_.begin(), strides_.end());
   strides_.erase(std::unique(strides_.begin(), strides_.end()), strides_.end());
@@ -82,9 +93,11 @@ int64_t Retainer::next_act(int64_t position) const {
 
 void Retainer::expect_act(int64_t position, int64_t prompt_end) {
   if (retention_) observed_until_ = std::min(prompt_end, next_multiple(retention_->stride(), position));
+  plan_observed_ = plan_observes_ && (prompt_end != kNoEnd || observing_stride_ > 0);
 }
 
 int64_t Retainer::observed_from(int layer) const {
+  if (plan_observed_ && governed(layer)) return 0;
   const int64_t queries = retention_ ? retention_->observes() : 0;
   if (queries == 0 || observed_until_ == kNoEnd || !governed(layer)) return kNoEnd;
   return queries == kEveryQuery ? 0 : std::max(acted_at_, observed_until_ - queries);
@@ -109,7 +122,7 @@ bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
     act_on_layer(store, layer, position, prompt_end, look, isa);
   if (retention_ && acts(*retention_, position, prompt_end)) {
     acted_at_ = position;
-    if (retention_->observes() != kEveryQuery)
+    if (retention_->observes() != kEveryQuery && !plan_observes_)
       for (auto& layer : sums_)
         for (auto& head : layer) head.clear();
   }
@@ -161,7 +174,8 @@ Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t positio
   held.kv_head = kv_head;
   held.kv_heads = l.kv_heads;
   held.isa = isa;
-  if (retention_ && retention_->observes() > 0) held.weights = sums_[static_cast<size_t>(layer)];
+  held.classes = classes_;
+  if (plan_observes_ || (retention_ && retention_->observes() > 0)) held.weights = sums_[static_cast<size_t>(layer)];
   return held;
 }
 
@@ -184,6 +198,7 @@ void Retainer::clear() {
   for (auto& layer : sums_)
     for (auto& head : layer) head.clear();
   observed_until_ = kNoEnd;
+  classes_.clear();
   acted_at_ = looked_at_ = 0;
 }
 

@@ -26,11 +26,17 @@ class Retainer {
   // What follows `position` is about to run, in a prompt that ends at `prompt_end`; kNoEnd: in none.
   void expect_act(int64_t position, int64_t prompt_end);
 
-  bool observes_decoding() const { return retention_ && retention_->observes() > 0 && retention_->stride() > 0; }
+  bool observes_decoding() const {
+    return observing_stride_ > 0 || (retention_ && retention_->observes() > 0 && retention_->stride() > 0);
+  }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;
   // Where their weights are summed, a place for each query head, long enough for the keys that the store holds.
   std::span<float* const> places(int layer, std::span<const KeyView> keys);
+
+  // Whether classes of tokens are wanted, in the order of tokens.
+  bool reads_classes() const { return plan_ != nullptr; }
+  void read(TokenClass next) { classes_.push_back(next); }
 
   // `position` tokens were seen. True if keys were dropped.
   bool act(Store& store, int64_t position, bool prompt_end, Isa isa);
@@ -53,6 +59,10 @@ class Retainer {
   const Ranking* ranking_ = nullptr;  // retention_, if it is one
   std::vector<int64_t> strides_;
   int64_t observed_until_ = kNoEnd;  // the next act of retention_
+  // Of the plan's retentions that observe, all of them every query: whether there are any, how often they act.
+  bool plan_observes_ = false, plan_observed_ = false;
+  int64_t observing_stride_ = 0;
+  std::vector<TokenClass> classes_;
   int64_t acted_at_ = 0, looked_at_ = 0;
   std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
   std::vector<float*> places_;

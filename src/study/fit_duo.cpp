@@ -59,7 +59,7 @@ HeadGates fit_duo(const std::shared_ptr<const LanguageModel>& model, std::string
   const Graph& graph = model->graph();
   const PasskeyTexts texts(model->tokenizer(), haystack, options.passkeys);
   check(*model, options, texts.shortest());
-  GatedModel gated(model, options.sinks, options.recent, context);
+  GatedModel gated(model, options.sinks, options.recent);
   const int layers = static_cast<int>(graph.layers.size()), kv_heads = graph.layers.front().kv_heads;
   // Only gates of gated layers are moved and penalised.
   std::vector<size_t> free;

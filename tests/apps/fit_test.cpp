@@ -47,6 +47,15 @@ TEST_F(Fit, WritesAPlanThatAModelRunsUnder) {
   EXPECT_EQ(run.code, 0) << run.error;
 }
 
+TEST_F(Fit, ProfilesHeads) {
+  const Outcome shown = run_app({"fit", "fastgen", "-m", model_, "-f", text_, "-o", out_, "--recovery", "0.5"});
+  ASSERT_EQ(shown.code, 0) << shown.error;
+  EXPECT_NE(shown.out.find("heads of level 4"), std::string::npos) << shown.out;
+  const Outcome run =
+      run_app({"run", "-m", model_, "-p", "hello", "-n", "4", "--policy", "fastgen:plan=\"" + out_ + "\"", "--json"});
+  EXPECT_EQ(run.code, 0) << run.error;
+}
+
 TEST_F(Fit, RefusesInOneLine) {
   auto refused = [&](const std::vector<std::string>& arguments, int code, const char* part) {
     const Outcome outcome = run_app(arguments);

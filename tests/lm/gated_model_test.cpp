@@ -82,7 +82,7 @@ class Gated : public testing::TestWithParam<const char*> {
 
 TEST_P(Gated, RunsAsSessionsDoWhereGatesAreOpenOrShut) {
   Context context(2);
-  GatedModel gated(model_, 3, 9, context);
+  GatedModel gated(model_, 3, 9);
   const std::vector<float> whole = session_logits(model_, "softmax", context);
   double largest = 0;
   for (float x : whole) largest = std::max(largest, std::fabs(static_cast<double>(x)));
@@ -99,7 +99,7 @@ TEST_P(Gated, RunsAsSessionsDoWhereGatesAreOpenOrShut) {
 
 TEST_P(Gated, HasTheGradientsOfDifferenceQuotients) {
   Context context(2);
-  GatedModel gated(model_, 3, 9, context);
+  GatedModel gated(model_, 3, 9);
   const std::vector<double> got = gradients(gated, gates_, context);
   double largest = 0;
   for (double g : got) largest = std::max(largest, std::fabs(g));
@@ -124,15 +124,15 @@ TEST_P(Gated, HasTheGradientsOfDifferenceQuotients) {
 
 TEST_P(Gated, HasTheSameBitsForAnyThreads) {
   Context one(1), three(3);
-  GatedModel a(model_, 3, 9, one), b(model_, 3, 9, three);
+  GatedModel a(model_, 3, 9), b(model_, 3, 9);
   EXPECT_EQ(gradients(a, gates_, one), gradients(b, gates_, three));
   EXPECT_EQ(gradients(a, gates_, three), gradients(b, gates_, one));
 }
 
 TEST_P(Gated, RefusesWhatDoesNotFit) {
   Context context(1);
-  expect_error(ErrorKind::kArgument, "recent", [&] { GatedModel(model_, 3, 0, context); });
-  GatedModel gated(model_, 3, 9, context);
+  expect_error(ErrorKind::kArgument, "recent", [&] { GatedModel(model_, 3, 0); });
+  GatedModel gated(model_, 3, 9);
   const std::vector<int32_t> ids = some_ids(8);
   std::vector<double> all(gate_count());
   const View direction = dense_view(direction_.data(), DType::kF32, {2, 32});

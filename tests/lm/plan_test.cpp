@@ -1,4 +1,5 @@
 // Plans in a model.
+#include <cctype>
 #include <fstream>
 
 #include "attend/kv/head_gates.h"
@@ -30,8 +31,8 @@ struct GateFile {
     std::ofstream(path) << to_json(gates);
   }
   ~GateFile() { std::filesystem::remove_all(folder); }
-  std::string policy(std::string_view options) const {
-    return fmt::format("duo:plan=\"{}\",{}", path.native(), options);
+  std::string policy(std::string_view options, std::string_view plan = "duo") const {
+    return fmt::format("{}:plan=\"{}\",{}", plan, path.native(), options);
   }
   std::filesystem::path folder, path;
 };
@@ -137,6 +138,86 @@ TEST_F(Duo, IsRefusedForAnotherModel) {
   }
   expect_error(ErrorKind::kSpec, "must name a file", [&] { open(model_, "duo"); });
   expect_error(ErrorKind::kFile, "can't be opened", [&] { open(model_, "duo:plan=\"/no/such/file\""); });
+}
+
+// Levels of the heads of two layers: punctuation, frequent; local, all.
+class FastGen : public testing::Test {
+ protected:
+  const SmallModel small_;
+  const std::shared_ptr<const LanguageModel> model_ = load(small_);
+  const HeadGates gates_{
+      .model = model_->graph().name, .layers = 2, .kv_heads = 2, .gates = {0.25, 0.5, 0.75, 1}, .made_by = ""};
+  const GateFile file_{gates_};
+};
+
+// The small vocabulary: three control tokens, then bytes.
+bool is_special(int32_t id) {
+  return id < 3;
+}
+bool is_punctuation(int32_t id) {
+  const int byte = id - 3;
+  return byte < 127 && std::ispunct(static_cast<unsigned char>(byte)) != 0 && byte >= 33;
+}
+
+TEST_F(FastGen, KeepsTheKindsOfItsLevel) {
+  std::vector<int32_t> ids = some_ids(45);
+  ids[0] = 1, ids[7] = 3 + '.', ids[12] = 3 + ',', ids[20] = 2;
+  int layer = 0;
+  follow({.policy = file_.policy("local=0.25,frequent=0.2,stride=8", "fastgen"),
+          .acts = [](int64_t seen, int64_t prompt) { return seen % 8 == 0 || seen == prompt; },
+          .evict =
+              [&](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+                for (size_t kv = 0; kv < 2; ++kv) {
+                  const int level = layer * 2 + static_cast<int>(kv) + 1;
+                  if (level == 4) continue;
+                  std::vector<std::pair<double, int64_t>> sums;
+                  for (int64_t j = 0; j < seen; ++j) {
+                    double sum = 0;
+                    for (size_t h = 2 * kv; h < 2 * kv + 2; ++h)
+                      for (int64_t i = 0; i < seen; ++i) sum += w[h][static_cast<size_t>(i)][static_cast<size_t>(j)];
+                    if (kept[kv][static_cast<size_t>(j)]) sums.emplace_back(sum, j);
+                  }
+                  std::sort(sums.rbegin(), sums.rend());
+                  std::vector<bool> stays(kept[kv].size(), false);
+                  for (int64_t j = 0; j < seen; ++j)
+                    stays[static_cast<size_t>(j)] = is_special(ids[static_cast<size_t>(j)]) ||
+                                                    is_punctuation(ids[static_cast<size_t>(j)]) ||
+                                                    (level == 3 && j >= seen - std::llround(0.25 * seen));
+                  for (size_t n = 0;
+                       level >= 2 && n < std::min(sums.size(), static_cast<size_t>(std::llround(0.2 * seen))); ++n)
+                    stays[static_cast<size_t>(sums[n].second)] = true;
+                  for (int64_t j = 0; j < seen; ++j)
+                    if (!stays[static_cast<size_t>(j)]) kept[kv][static_cast<size_t>(j)] = false;
+                }
+                if (seen == 40) layer = 1;
+              }},
+         small_, model_, ids);
+}
+
+TEST_F(FastGen, HasTheSameBitsForAnyChunksAndThreads) {
+  const std::vector<int32_t> ids = some_ids(120);
+  std::vector<float> first;
+  for (const auto& [chunk, threads] : {std::pair{512, 1}, {7, 2}, {1, 3}}) {
+    Context context(threads);
+    Session session = open(model_, file_.policy("stride=16", "fastgen") + " + h2o:budget=20,stride=24");
+    std::vector<float> logits = all_logits(session, ids, chunk, context);
+    if (first.empty()) first = logits;
+    EXPECT_EQ(logits, first) << chunk;
+    session.clear();
+    EXPECT_EQ(all_logits(session, ids, chunk, context), first) << "after clear()";
+  }
+}
+
+TEST_F(FastGen, RefusesWhatCannotGoTogether) {
+  expect_error(ErrorKind::kUnsupported, "snapkv looks at the newest alone",
+               [&] { open(model_, file_.policy("stride=0", "fastgen") + " + snapkv"); });
+  expect_error(ErrorKind::kUnsupported, "dca does not give",
+               [&] { open(model_, file_.policy("stride=0", "fastgen") + " + dca"); });
+  HeadGates other = gates_;
+  other.gates[1] = 0.3;
+  const GateFile file(other);
+  expect_error(ErrorKind::kSpec, "multiples of 1/4", [&] { open(model_, file.policy("stride=0", "fastgen")); });
+  expect_error(ErrorKind::kSpec, "must name a file", [&] { open(model_, "fastgen"); });
 }
 
 }  // namespace

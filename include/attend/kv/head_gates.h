@@ -28,6 +28,9 @@ HeadGates parse_head_gates(std::string_view json, std::string_view name);
 // At most 4 MiB. Throws Error(kFile).
 HeadGates read_head_gates(const std::filesystem::path& path);
 
+// Throws Error(kSpec) if the gates of the plan `op` are those of another model.
+void require_model(const HeadGates& gates, std::string_view op, std::string_view model, int layers, int kv_heads);
+
 std::string to_json(const HeadGates& gates);
 
 }  // namespace attend

@@ -12,6 +12,8 @@
 
 namespace attend {
 
+enum class TokenClass : uint8_t { kOther, kSpecial, kPunctuation };
+
 // What a retention sees of one layer and kv head when it acts.
 struct Held {
   const KeyView& keys;
@@ -22,6 +24,7 @@ struct Held {
   // For each query head of the layer, by slot: the weights that the observed queries gave to each key, summed
   // (attend/exact/weight_sums.h). Empty if none were asked for.
   std::span<const std::vector<float>> weights = {};
+  std::span<const TokenClass> classes = {};  // of all tokens so far, by position; empty where no plan is
   Isa isa = Isa::kAvx2;
 
   // Those of the query heads that read this kv head.
