@@ -61,7 +61,15 @@ class Duo : public Plan {
 };
 
 constexpr Option kOptions[] = {
-    {"plan", kv::kFileUnit, "gates of the model's heads, as attend fit duo writes them", "", OptionType::kText, 0, 0},
+    {"plan",
+     kv::kFileUnit,
+     "gates of the model's heads, as attend fit duo writes them",
+     "",
+     OptionType::kText,
+     0,
+     0,
+     {},
+     true},
     {"share", "share", "of the kv heads, those of the largest gates, that keep their whole context", "0.5",
      OptionType::kReal, 0, 1},
     {"threshold", "", "instead of a share: heads with a gate of at least this keep it; 0: as the share says", "0",

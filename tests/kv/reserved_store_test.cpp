@@ -223,6 +223,8 @@ TEST(OffloadedOptions, AreMarkedAsPaths) {
   int paths = 0;
   for (const Option& option : registry().at("offloaded").options) paths += option.path;
   EXPECT_EQ(paths, 1);
+  for (const Entry* entry : registry().entries())
+    for (const Option& option : entry->options) EXPECT_TRUE(option.path || option.unit != "file") << entry->name;
 }
 
 }  // namespace
