@@ -83,8 +83,15 @@ class FastGen : public Plan {
 };
 
 constexpr Option kOptions[] = {
-    {"plan", kv::kFileUnit, "levels of the model's heads, as attend fit fastgen writes them", "", OptionType::kText, 0,
-     0},
+    {"plan",
+     kv::kFileUnit,
+     "levels of the model's heads, as attend fit fastgen writes them",
+     "",
+     OptionType::kText,
+     0,
+     0,
+     {},
+     true},
     {"local", "share", "of the tokens so far, the newest, that level 3 keeps", "0.3", OptionType::kReal, 0, 1},
     {"frequent", "share", "of the tokens so far, those that got most weight, that levels 2 and 3 keep", "0.3",
      OptionType::kReal, 0, 1},
