@@ -62,7 +62,7 @@ class Duo : public Plan {
 
 constexpr Option kOptions[] = {
     {"plan",
-     kv::kFileUnit,
+     "file",
      "gates of the model's heads, as attend fit duo writes them",
      "",
      OptionType::kText,

@@ -84,7 +84,7 @@ class FastGen : public Plan {
 
 constexpr Option kOptions[] = {
     {"plan",
-     kv::kFileUnit,
+     "file",
      "levels of the model's heads, as attend fit fastgen writes them",
      "",
      OptionType::kText,

@@ -12,9 +12,6 @@ namespace attend::kv {
 
 inline constexpr double kMostTokens = 1e15;
 
-// The unit of options that name a file to read.
-inline constexpr std::string_view kFileUnit = "file";
-
 constexpr Option budget_option(std::string_view fallback = "1024") {
   return {"budget", "tokens", "keys that a head keeps when it acts", fallback, OptionType::kInteger, 0, kMostTokens};
 }
