@@ -164,12 +164,12 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
   policy_ = state_policy(policy, registry);
   retainer_ = std::make_unique<Retainer>(graph, policy, registry, layers_);
   if (const auto& selector = policy[Kind::kSelector]) {
-    if (retainer_->observes_decoding())
+    if (const auto observer = retainer_->observer_of_decoding())
       throw Error(
           ErrorKind::kUnsupported, "policy", selector->name, "",
-          fmt::format(
-              "reads a part of the keys, where {} needs the weights of all; stride=0 makes it act on the prompt alone",
-              policy[policy[Kind::kRetention] ? Kind::kRetention : Kind::kPlan]->name));
+          fmt::format("reads a part of the keys, where {} needs the weights of all; stride=0 makes it act on the "
+                      "prompt alone",
+                      policy[*observer]->name));
     reader_ =
         std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, key_bytes_, active_isa(Context(1)));
   }

@@ -2,6 +2,7 @@
 // Who stays in a session's store: acts for the mechanism (what nobody can see any more goes) and for the policy's plan,
 // allocator and retention, and observes the weights that they ask for.
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,8 +27,11 @@ class Retainer {
   // What follows `position` is about to run, in a prompt that ends at `prompt_end`; kNoEnd: in none.
   void expect_act(int64_t position, int64_t prompt_end);
 
-  bool observes_decoding() const {
-    return observing_stride_ > 0 || (retention_ && retention_->observes() > 0 && retention_->stride() > 0);
+  // What of the policy wants to know the weights of decoded tokens, if anything does.
+  std::optional<Kind> observer_of_decoding() const {
+    if (observing_stride_ > 0) return Kind::kPlan;
+    if (retention_ && retention_->observes() > 0 && retention_->stride() > 0) return Kind::kRetention;
+    return std::nullopt;
   }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;

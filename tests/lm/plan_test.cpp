@@ -213,6 +213,8 @@ TEST_F(FastGen, RefusesWhatCannotGoTogether) {
                [&] { open(model_, file_.policy("stride=0", "fastgen") + " + snapkv"); });
   expect_error(ErrorKind::kUnsupported, "dca does not give",
                [&] { open(model_, file_.policy("stride=0", "fastgen") + " + dca"); });
+  expect_error(ErrorKind::kUnsupported, "where fastgen needs the weights of all",
+               [&] { open(model_, file_.policy("stride=8", "fastgen") + " + quest"); });
   HeadGates other = gates_;
   other.gates[1] = 0.3;
   const GateFile file(other);
