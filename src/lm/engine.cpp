@@ -170,8 +170,9 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
           fmt::format("reads a part of the keys, where {} needs the weights of all; stride=0 makes it act on the "
                       "prompt alone",
                       policy[*observer]->name));
-    reader_ =
-        std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, key_bytes_, active_isa(Context(1)));
+    const bool drops_keys = policy[Kind::kRetention] || policy[Kind::kPlan];
+    reader_ = std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, key_bytes_,
+                                                active_isa(Context(1)));
   }
   executor_ = std::make_unique<Executor>(*model_, limit_);
 }
@@ -254,7 +255,7 @@ void Session::retain(bool prompt_end, Context& context) {
     keys.clear();
     for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h)
       keys.push_back(store_->keys(layer, h));
-    reader_->update(layer, keys, 0, context.threads);
+    reader_->moved(layer, keys, context.threads);
   }
 }
 

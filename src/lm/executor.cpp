@@ -138,7 +138,7 @@ void Executor::run(const op::Attend& o, Step& step) {
                 {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
   bool weighing = false;
   if (SelectiveReader* reader = step.policies.reader) {
-    reader->update(o.layer, keys_, keys_[0].count() - step.rows, step.context.threads);
+    reader->appended(o.layer, keys_, step.rows, step.context.threads);
     if (step.policies.decoding) {
       if (const Tensors* chosen = reader->read(o.layer, keys_, row(o.q, 0), step.context.threads))
         for (const auto& [name, argument] : *chosen) in.insert_or_assign(name, argument);

@@ -33,7 +33,8 @@ void each_head(int threads, int64_t heads, const F& f) {
 }  // namespace
 
 SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                                 std::span<const Operator* const> mechanisms, int64_t key_bytes, Isa isa)
+                                 std::span<const Operator* const> mechanisms, bool drops_keys, int64_t key_bytes,
+                                 Isa isa)
     : graph_(graph), key_bytes_(key_bytes) {
   for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
     const std::vector<KeyRange> needed = mechanisms[layer]->needed_from(std::numeric_limits<int32_t>::max());
@@ -44,20 +45,30 @@ SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const
                   "goes with plain softmax alone: it renumbers the keys that it reads");
   }
   const AttentionLayer& first = graph.layers.front();
-  index_ = registry.make<Selector>(selector)->open({.layers = static_cast<int>(graph.layers.size()),
-                                                    .kv_heads = first.kv_heads,
-                                                    .group = first.heads / first.kv_heads,
-                                                    .d = first.d,
-                                                    .isa = isa});
+  const auto made = registry.make<Selector>(selector);
+  if (drops_keys && made->shares_slots())
+    throw Error(ErrorKind::kUnsupported, "policy", selector.name, "",
+                "reads in one layer the slots that another chose: layers must hold the same keys");
+  index_ = made->open({.layers = static_cast<int>(graph.layers.size()),
+                       .kv_heads = first.kv_heads,
+                       .group = first.heads / first.kv_heads,
+                       .d = first.d,
+                       .isa = isa});
   views_.resize(static_cast<size_t>(first.kv_heads));
   chosen_.resize(views_.size());
   weights_.resize(static_cast<size_t>(first.heads));
 }
 
-void SelectiveReader::update(int layer, std::span<const KeyView> keys, int64_t from, int threads) {
+void SelectiveReader::appended(int layer, std::span<const KeyView> keys, int64_t count, int threads) {
   if (!governs(layer)) return;
   each_head(threads, static_cast<int64_t>(keys.size()),
-            [&](size_t h) { index_->update(layer, static_cast<int>(h), keys[h], from); });
+            [&](size_t h) { index_->update(layer, static_cast<int>(h), keys[h], keys[h].count() - count); });
+}
+
+void SelectiveReader::moved(int layer, std::span<const KeyView> keys, int threads) {
+  if (!governs(layer)) return;
+  each_head(threads, static_cast<int64_t>(keys.size()),
+            [&](size_t h) { index_->update(layer, static_cast<int>(h), keys[h], 0); });
 }
 
 // The stored runs cut to the chosen slots, which are numbered anew.

@@ -14,15 +14,18 @@ namespace attend {
 
 class SelectiveReader {
  public:
-  // Throws Error(kUnsupported) for mechanisms that go by positions or hide keys.
+  // `drops_keys`: the policy has a retention or a plan. Throws Error(kUnsupported) for what can't go together, and for
+  // mechanisms that go by positions or hide keys.
   SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                  std::span<const Operator* const> mechanisms, int64_t key_bytes, Isa isa);
+                  std::span<const Operator* const> mechanisms, bool drops_keys, int64_t key_bytes, Isa isa);
 
   // Layers whose own window is small are read whole, and not indexed.
   bool governs(int layer) const { return graph_.layers[static_cast<size_t>(layer)].window == 0; }
 
-  // Keys of the layer from slot `from` on are new, or other than before.
-  void update(int layer, std::span<const KeyView> keys, int64_t from, int threads);
+  // The last `count` keys of each head are new. Heads may hold different numbers of keys.
+  void appended(int layer, std::span<const KeyView> keys, int64_t count, int threads);
+  // Keys were dropped: what is left lies at other slots.
+  void moved(int layer, std::span<const KeyView> keys, int threads);
 
   // What the newest token, queries [heads, d], reads of the layer: arguments of the mechanism, or none where it reads
   // everything. Valid until the next call.

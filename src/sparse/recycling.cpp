@@ -165,6 +165,7 @@ struct Tidal : Selector {
   std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
     return std::make_unique<TidalIndex>(shape, o);
   }
+  bool shares_slots() const override { return true; }
   TidalOptions o;
 };
 

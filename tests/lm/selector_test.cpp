@@ -3,6 +3,7 @@
 #include <map>
 
 #include "lm/follow_rule.h"
+#include "lm/selective_reader.h"
 #include "support/expect_error.h"
 
 namespace attend {
@@ -156,11 +157,45 @@ TEST(Selector, ReadsLessThanItHolds) {
   }
 }
 
+// What an index is told of, by head.
+struct Told : SelectorIndex {
+  inline static std::map<int, int64_t> from;
+  void update(int, int kv_head, const KeyView&, int64_t first) override { from[kv_head] = first; }
+  void select(int, int, const KeyView&, const float*, Selection&) override {}
+  void clear() override {}
+  int64_t bytes() const override { return 0; }
+};
+struct Telling : Selector {
+  std::unique_ptr<SelectorIndex> open(const SelectorShape&) const override { return std::make_unique<Told>(); }
+};
+
+TEST(SelectiveReader, TellsEachHeadOfItsOwnNewKeys) {
+  Entry entry{};
+  entry.kind = Kind::kSelector;
+  entry.name = "telling";
+  entry.make = [](const Spec&) -> std::unique_ptr<Component> { return std::make_unique<Telling>(); };
+  Registry own;
+  own.add(entry);
+  const auto model = load(SmallModel{});
+  const auto mechanism = registry().make<Operator>(parse_spec("softmax:causal=true"));
+  const std::vector<const Operator*> layers(2, mechanism.get());
+  SelectiveReader reader(model->graph(), {"telling", {}}, own, layers, true, 64, Isa::kAvx2);
+  KeyRun shorter, longer;
+  shorter.count = 3, longer.count = 9;
+  std::vector<KeyView> keys(2);
+  keys[0].runs = {&shorter, 1}, keys[1].runs = {&longer, 1};
+  reader.appended(1, keys, 2, 1);
+  EXPECT_EQ(Told::from, (std::map<int, int64_t>{{0, 1}, {1, 7}}));
+  reader.moved(1, keys, 1);
+  EXPECT_EQ(Told::from, (std::map<int, int64_t>{{0, 0}, {1, 0}}));
+}
+
 TEST(Selector, RefusesWhatGoesByPosition) {
   const auto model = load(deep());
   for (const char* mechanism : {"softmax:window=9", "dca", "rope"})
     expect_error(ErrorKind::kUnsupported, "plain softmax", [&] { open(model, fmt::format("quest + {}", mechanism)); });
   expect_error(ErrorKind::kUnsupported, "stride=0", [&] { open(model, "quest + h2o"); });
+  expect_error(ErrorKind::kUnsupported, "the same keys", [&] { open(model, "tidal + snapkv"); });
 }
 
 }  // namespace

@@ -56,6 +56,9 @@ class SelectorIndex {
 
 struct Selector : Component {
   virtual std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const = 0;
+
+  // Whether slots chosen in one layer are read in others, so that all must hold the same keys.
+  virtual bool shares_slots() const { return false; }
 };
 
 }  // namespace attend
