@@ -116,7 +116,8 @@ std::span<float* const> Retainer::places(int layer, std::span<const KeyView> key
 
 bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
   dropped_ = false;
-  const bool look = prompt_end || position - looked_at_ >= kLookEvery;
+  // Before a budget is shared out, too: keys out of sight must not take part of it, whenever the last look was.
+  const bool look = prompt_end || position - looked_at_ >= kLookEvery || next_act(position - 1) == position;
   if (look) looked_at_ = position;
   for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer)
     act_on_layer(store, layer, position, prompt_end, look, isa);

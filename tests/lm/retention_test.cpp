@@ -180,6 +180,20 @@ TEST(Retention, HasTheSameBitsForAnyChunksThreadsAndStores) {
   }
 }
 
+// Keys that nobody sees take no part of a budget, whenever they were last looked for: chunks change no bit.
+TEST(Retention, WindowsAndBudgetsTogetherHaveTheSameBitsForAnyChunk) {
+  const auto model = load(SmallModel{});
+  const std::vector<int32_t> ids = some_ids(150);
+  std::vector<float> wanted;
+  for (int64_t chunk : {1, 5, 24, 150}) {
+    Context context(2);
+    Session session = open(model, "softmax:window=30 + h2o:budget=24,stride=24,recent=2");
+    const std::vector<float> got = all_logits(session, ids, chunk, context);
+    if (wanted.empty()) wanted = got;
+    EXPECT_EQ(got, wanted) << chunk;
+  }
+}
+
 // Keys and values of 16 f32 in 2 layers of 2 heads; the next query's own are counted, too.
 constexpr int64_t kKeyBytes = 16 * 4;
 
