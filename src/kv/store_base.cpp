@@ -164,6 +164,20 @@ void StoreBase::keep(int layer, int head_index, std::span<const int64_t> slots) 
     compact(h, slots);
     for (size_t i = 0; i < slots.size(); ++i) head.positions.as<int32_t>()[i] = head.positions.as<int32_t>()[slots[i]];
   }
+  lessen(h, kept, prefix ? first_moved(kept) : 0);
+}
+
+void StoreBase::cut(int layer, int head_index, int64_t count) {
+  const size_t h = index("cut", layer, head_index);
+  if (count < 0 || count > heads_[h].count)
+    throw Error(ErrorKind::kArgument, "cut", "count", std::to_string(count),
+                fmt::format("must be 0..{}", heads_[h].count));
+  if (count < heads_[h].count) lessen(h, count, first_moved(count));
+}
+
+// `kept` rows are left, those from `from` on lie elsewhere.
+void StoreBase::lessen(size_t h, int64_t kept, int64_t from) {
+  Head& head = heads_[h];
   head.count = kept;
   if (kept == 0) head.positions = Buffer();
   head.last = kept == 0                ? -1
@@ -177,7 +191,7 @@ void StoreBase::keep(int layer, int head_index, std::span<const int64_t> slots) 
     }
   }
   shrink(h);
-  publish(h, prefix ? first_moved(kept) : 0);
+  publish(h, from);
 }
 
 void StoreBase::clear() {

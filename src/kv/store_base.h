@@ -26,6 +26,7 @@ class StoreBase : public Store {
   void append_coded(int layer, int head, const KeyView& keys) final;
   KeyView keys(int layer, int head) const final;
   void keep(int layer, int head, std::span<const int64_t> slots) final;
+  void cut(int layer, int head, int64_t count) final;
   void clear() final;
   std::unique_ptr<Store> fork() const override;
   int64_t bytes() const final;
@@ -83,6 +84,7 @@ class StoreBase : public Store {
   void make_positions(Head& head, int64_t tokens);
   void reserve_positions(Head& head, std::span<const int32_t> position);
   void add_positions(Head& head, std::span<const int32_t> position);
+  void lessen(size_t head, int64_t kept, int64_t from);
   void publish(size_t head, int64_t from);
 
   StoreShape shape_;

@@ -97,6 +97,12 @@ void Ensemble::merge(int64_t wanted, int64_t from, const LogitsSink& sink, Conte
   }
 }
 
+void Ensemble::truncate(int64_t position) {
+  for (const Session& session : sessions_) session.check_truncates(position);
+  if (position < this->position()) last_ = {};
+  for (Session& session : sessions_) session.truncate(position);
+}
+
 void Ensemble::clear() {
   for (Session& session : sessions_) session.clear();
   last_ = {};

@@ -168,6 +168,7 @@ void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
   observed["q"] = from_first(std::get<View>(in.at("q")), 2);
   observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
   const View lse = from_first(dense_view(lse_.data(), DType::kF32, {1, heads, step.rows}), 2);
+  step.policies.retainer.observing({positions_.front() + first, int64_t{positions_.back()} + 1});
   step.policies.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(
       observed, lse, step.policies.retainer.places(o.layer, keys_), step.context);
 }

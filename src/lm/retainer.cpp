@@ -103,6 +103,10 @@ int64_t Retainer::observed_from(int layer) const {
   return queries == kEveryQuery ? 0 : std::max(acted_at_, observed_until_ - queries);
 }
 
+void Retainer::observing(const KeyRange& queries) {
+  observed_ = {std::min(observed_.begin, queries.begin), std::max(observed_.end, queries.end)};
+}
+
 std::span<float* const> Retainer::places(int layer, std::span<const KeyView> keys) {
   std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
   const size_t group = sums.size() / keys.size();
@@ -123,9 +127,7 @@ bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
     act_on_layer(store, layer, position, prompt_end, look, isa);
   if (retention_ && acts(*retention_, position, prompt_end)) {
     acted_at_ = position;
-    if (retention_->observes() != kEveryQuery && !plan_observes_)
-      for (auto& layer : sums_)
-        for (auto& head : layer) head.clear();
+    if (retention_->observes() != kEveryQuery && !plan_observes_) forget_weights();
   }
   return dropped_;
 }
@@ -135,7 +137,7 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
   if (const Retention* implied = implied_[static_cast<size_t>(layer)].get(); implied && look)
     for (int h = 0; h < kv_heads; ++h) {
       implied->choose(held(store.keys(layer, h), layer, h, position, isa), slots_);
-      keep(store, layer, h, slots_);
+      keep(store, layer, h, slots_, position);
     }
   // All heads choose before any key goes: a retention may look at the weights of the whole layer.
   std::vector<int> acting;
@@ -144,6 +146,7 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
   for (int h = 0; h < kv_heads; ++h) {
     const Retention* retention = retention_of(layer, h);
     if (!retention || !(retention->lossless() ? look : acts(*retention, position, prompt_end))) continue;
+    if (!retention->lossless()) final_at_ = position;
     acting.push_back(h);
     const KeyView keys = store.keys(layer, h);
     const Held own = held(keys, layer, h, position, isa);
@@ -164,7 +167,7 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
         ++next;
       }
   }
-  for (size_t i = 0; i < acting.size(); ++i) keep(store, layer, acting[i], kept[i]);
+  for (size_t i = 0; i < acting.size(); ++i) keep(store, layer, acting[i], kept[i], position);
 }
 
 Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const {
@@ -180,11 +183,12 @@ Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t positio
   return held;
 }
 
-void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots) {
+void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots, int64_t position) {
   const int64_t count = store.keys(layer, kv_head).count();
   if (static_cast<int64_t>(slots.size()) == count) return;
   store.keep(layer, kv_head, slots);
   dropped_ = true;
+  final_at_ = position;
   std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
   const size_t group = sums.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
   for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {
@@ -195,12 +199,43 @@ void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int6
   }
 }
 
-void Retainer::clear() {
+void Retainer::check_truncates(int64_t position) const {
+  auto refuse = [&](std::string_view why, int64_t least) {
+    throw Error(ErrorKind::kUnsupported, "truncate", "position", std::to_string(position),
+                fmt::format("{}: at most back to {}", why, least));
+  };
+  if (position < final_at_) refuse("keys were dropped", final_at_);
+  if (position < observed_.end && position > observed_.begin)
+    refuse("weights of the tokens were added up", observed_.end);
+}
+
+void Retainer::truncate(const Store& store, int64_t position) {
+  if (position <= observed_.begin) forget_weights();
+  for (size_t layer = 0; layer < sums_.size(); ++layer) {
+    const int kv_heads = graph_.layers[layer].kv_heads;
+    const size_t group = sums_[layer].size() / static_cast<size_t>(kv_heads);
+    for (size_t h = 0; h < sums_[layer].size(); ++h) {
+      std::vector<float>& sums = sums_[layer][h];
+      const int64_t count = store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count();
+      sums.resize(std::min(sums.size(), static_cast<size_t>(count)));
+    }
+  }
+  if (reads_classes()) classes_.resize(static_cast<size_t>(position));
+  looked_at_ = std::min(looked_at_, position);
+  acted_at_ = std::min(acted_at_, position);
+}
+
+void Retainer::forget_weights() {
   for (auto& layer : sums_)
     for (auto& head : layer) head.clear();
+  observed_ = kNothing;
+}
+
+void Retainer::clear() {
+  forget_weights();
   observed_until_ = kNoEnd;
   classes_.clear();
-  acted_at_ = looked_at_ = 0;
+  acted_at_ = looked_at_ = final_at_ = 0;
 }
 
 }  // namespace attend

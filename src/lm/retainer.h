@@ -35,6 +35,8 @@ class Retainer {
   }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;
+  // Those of [queries.begin, queries.end) are about to be summed.
+  void observing(const KeyRange& queries);
   // Where their weights are summed, a place for each query head, long enough for the keys that the store holds.
   std::span<float* const> places(int layer, std::span<const KeyView> keys);
 
@@ -45,6 +47,11 @@ class Retainer {
   // `position` tokens were seen. True if keys were dropped.
   bool act(Store& store, int64_t position, bool prompt_end, Isa isa);
 
+  // Throws Error(kUnsupported) unless tokens from `position` on can go as if they had never been read.
+  void check_truncates(int64_t position) const;
+  // They went from the store.
+  void truncate(const Store& store, int64_t position);
+
   void clear();
 
  private:
@@ -52,7 +59,8 @@ class Retainer {
   bool governed(int layer) const;
   const Retention* retention_of(int layer, int kv_head) const;
   void act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa);
-  void keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots);
+  void keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots, int64_t position);
+  void forget_weights();
   Held held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const;
 
   const Graph& graph_;
@@ -68,6 +76,9 @@ class Retainer {
   int64_t observing_stride_ = 0;
   std::vector<TokenClass> classes_;
   int64_t acted_at_ = 0, looked_at_ = 0;
+  int64_t final_at_ = 0;          // where keys went, or a retention chose: nothing before it can be undone
+  KeyRange observed_ = kNothing;  // queries whose weights the sums hold
+  static constexpr KeyRange kNothing = {kNoEnd, 0};
   std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
   std::vector<float*> places_;
   std::vector<int64_t> slots_;

@@ -71,6 +71,17 @@ void SelectiveReader::moved(int layer, std::span<const KeyView> keys, int thread
             [&](size_t h) { index_->update(layer, static_cast<int>(h), keys[h], 0); });
 }
 
+bool SelectiveReader::can_cut(int layer, std::span<const int64_t> counts) const {
+  for (size_t h = 0; h < counts.size(); ++h)
+    if (governs(layer) && !index_->can_cut(layer, static_cast<int>(h), counts[h])) return false;
+  return true;
+}
+
+void SelectiveReader::cut(int layer, std::span<const int64_t> counts) {
+  for (size_t h = 0; h < counts.size(); ++h)
+    if (governs(layer)) index_->cut(layer, static_cast<int>(h), counts[h]);
+}
+
 // The stored runs cut to the chosen slots, which are numbered anew.
 void SelectiveReader::choose_runs(const KeyView& keys, View& view) const {
   view.runs.clear();

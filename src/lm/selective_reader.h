@@ -27,6 +27,10 @@ class SelectiveReader {
   // Keys were dropped: what is left lies at other slots.
   void moved(int layer, std::span<const KeyView> keys, int threads);
 
+  // Whether cut() can take a layer's index back to heads of so many keys.
+  bool can_cut(int layer, std::span<const int64_t> counts) const;
+  void cut(int layer, std::span<const int64_t> counts);
+
   // What the newest token, queries [heads, d], reads of the layer: arguments of the mechanism, or none where it reads
   // everything. Valid until the next call.
   const Tensors* read(int layer, std::span<const KeyView> keys, const float* q, int threads);

@@ -70,6 +70,12 @@ class LshIndex : public SelectorIndex {
     if (Head& head = at(layer, kv_head); from < head.end) head = Head();
   }
 
+  // Not to before the tables were made: what they were then is lost.
+  bool can_cut(int layer, int kv_head, int64_t count) const override {
+    const Head& head = at(layer, kv_head);
+    return head.end == 0 || head.end + o_.recent <= count;
+  }
+
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
     // The first layer and the middle one are read whole, as the authors do.
@@ -113,9 +119,11 @@ class LshIndex : public SelectorIndex {
     std::vector<uint32_t> first;     // [tables, 2^bits + 1]: where the keys of a code begin
     std::vector<uint32_t> keys;      // [tables, end - begin], by code
   };
-  Head& at(int layer, int kv_head) {
-    return heads_[static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head)];
+  size_t index(int layer, int kv_head) const {
+    return static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head);
   }
+  Head& at(int layer, int kv_head) { return heads_[index(layer, kv_head)]; }
+  const Head& at(int layer, int kv_head) const { return heads_[index(layer, kv_head)]; }
 
   void build(Head& head, int kv_head, const KeyView& keys) const {
     const int64_t d = shape_.d, codes = int64_t{1} << o_.bits;

@@ -73,6 +73,9 @@ class QuestIndex : public SelectorIndex {
     head.pages = pages;
   }
 
+  // Bounds of a page are made anew when a key joins it, and pages beyond the keys are not looked at.
+  bool can_cut(int, int, int64_t) const override { return true; }
+
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
     selection.everything = layer < o_.dense_layers || n <= o_.budget;

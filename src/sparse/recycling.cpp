@@ -31,13 +31,13 @@ std::vector<int64_t> most_weighted(std::span<const std::vector<float>> weights, 
 
 struct HeavyKeys {
   std::vector<int64_t> slots;
-  int64_t seen = 0;  // keys when they were chosen; all later ones are read, too
-  int64_t age = 0;   // tokens since
+  int64_t seen = 0;            // keys when they were chosen; all later ones are read, too
+  std::vector<int64_t> since;  // how many keys there were at each token that chose since
 
   void choose(std::span<const std::vector<float>> weights, int64_t budget) {
     slots = most_weighted(weights, budget);
     seen = static_cast<int64_t>(weights[0].size());
-    age = 0;
+    since.clear();
   }
   void read(const KeyView& keys, Selection& selection) const {
     for (int64_t slot : slots) append_range(selection.slots, {slot, slot + 1});
@@ -58,14 +58,17 @@ class HeavyIndex : public SelectorIndex {
   void clear() override { std::fill(heads_.begin(), heads_.end(), HeavyKeys()); }
   int64_t bytes() const override {
     int64_t total = 0;
-    for (const HeavyKeys& head : heads_) total += static_cast<int64_t>(head.slots.capacity() * sizeof(int64_t));
+    for (const HeavyKeys& head : heads_)
+      total += static_cast<int64_t>((head.slots.capacity() + head.since.capacity()) * sizeof(int64_t));
     return total;
   }
 
  protected:
-  HeavyKeys& at(int layer, int kv_head) {
-    return heads_[static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head)];
+  size_t index(int layer, int kv_head) const {
+    return static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head);
   }
+  HeavyKeys& at(int layer, int kv_head) { return heads_[index(layer, kv_head)]; }
+  const HeavyKeys& at(int layer, int kv_head) const { return heads_[index(layer, kv_head)]; }
   const SelectorShape& shape() const { return shape_; }
 
  private:
@@ -85,11 +88,19 @@ class RecycledIndex : public HeavyIndex {
 
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     HeavyKeys& head = at(layer, kv_head);
-    selection.everything = head.seen == 0 || ++head.age >= o_.stride || keys.count() <= o_.budget ||
+    if (head.seen > 0) head.since.push_back(keys.count());
+    selection.everything = head.seen == 0 || static_cast<int64_t>(head.since.size()) >= o_.stride ||
+                           keys.count() <= o_.budget ||
                            (o_.similarity > -1 && cosine(layer, kv_head, q) < o_.similarity);
     if (!selection.everything) head.read(keys, selection);
   }
   bool wants_weights(int) const override { return true; }
+  // Not to before the last full step: what was chosen before it is lost.
+  bool can_cut(int layer, int kv_head, int64_t count) const override { return at(layer, kv_head).seen <= count; }
+  void cut(int layer, int kv_head, int64_t count) override {
+    std::vector<int64_t>& since = at(layer, kv_head).since;
+    while (!since.empty() && since.back() > count) since.pop_back();
+  }
   void weighed(int layer, int kv_head, const float* q, std::span<const std::vector<float>> weights) override {
     at(layer, kv_head).choose(weights, o_.budget);
     query(layer, kv_head).assign(q, q + shape().group * shape().d);
@@ -100,9 +111,7 @@ class RecycledIndex : public HeavyIndex {
   }
 
  private:
-  std::vector<float>& query(int layer, int kv_head) {
-    return queries_[static_cast<size_t>(layer) * static_cast<size_t>(shape().kv_heads) + static_cast<size_t>(kv_head)];
-  }
+  std::vector<float>& query(int layer, int kv_head) { return queries_[index(layer, kv_head)]; }
   // Of the queries now and at the last full step, the mean over the heads of a group.
   double cosine(int layer, int kv_head, const float* q) {
     const std::vector<float>& before = query(layer, kv_head);
@@ -138,6 +147,8 @@ class TidalIndex : public HeavyIndex {
     selection.everything = chosen.seen != keys.count();
     if (!selection.everything) chosen.read(keys, selection);
   }
+  // Every token chooses anew before it reads what was chosen.
+  bool can_cut(int, int, int64_t) const override { return true; }
   bool wants_weights(int layer) const override { return layer == o_.select || layer == o_.correct; }
   void weighed(int layer, int kv_head, const float*, std::span<const std::vector<float>> weights) override {
     HeavyKeys& head = at(layer, kv_head);

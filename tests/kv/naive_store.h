@@ -99,7 +99,7 @@ class StoreWalk {
   std::string step() {
     const size_t which = random_() % texts_.size();
     Text& text = texts_[which];
-    const uint32_t what = random_() % 24;
+    const uint32_t what = random_() % 26;
     if (what < 15) {
       append(text);
     } else if (what < 21) {
@@ -111,6 +111,8 @@ class StoreWalk {
       }
     } else if (what == 22) {
       if (texts_.size() < 4) start();
+    } else if (what > 23) {
+      cut(text);
     } else if (random_() % 2) {
       text.store->clear();
       text.naive = NaiveStore(shape_);
@@ -146,6 +148,19 @@ class StoreWalk {
       v = static_cast<float>(static_cast<int32_t>(state >> 8) - (1 << 23)) * 0x1p-21f;
     }
     return x;
+  }
+
+  // Positions go on from where the layer's were: some come again.
+  void cut(Text& text) {
+    const int layer = static_cast<int>(random_() % static_cast<uint32_t>(shape_.layers));
+    int32_t& next = text.next[static_cast<size_t>(layer)];
+    next -= static_cast<int32_t>(random_() % (random_() % 3 ? 9u : static_cast<uint32_t>(next) + 1));
+    next = std::max(next, 0);
+    for (int h = 0; h < shape_.kv_heads; ++h) {
+      std::vector<NaiveKey>& keys = text.naive.at(layer, h);
+      while (!keys.empty() && keys.back().position >= next) keys.pop_back();
+      text.store->cut(layer, h, static_cast<int64_t>(keys.size()));
+    }
   }
 
   void append(Text& text) {

@@ -35,6 +35,10 @@ struct Store : Component {
   // keys move to other memory; on failure no key changes.
   virtual void keep(int layer, int head, std::span<const int64_t> slots) = 0;
 
+  // Keeps the first `count` slots and gives memory back: keep() of a prefix, but O(log keys) where no memory is freed.
+  // Throws Error(kArgument).
+  virtual void cut(int layer, int head, int64_t count) = 0;
+
   virtual void clear() = 0;
 
   // A store of the same keys, independent of this one: a text that goes on in several ways (samples, beams).

@@ -63,6 +63,13 @@ class Session {
   // call.
   std::span<const float> last_logits() const { return last_; }
 
+  // Takes the newest tokens back, down to `position` of them: what follows has the same bits as if they had never been
+  // read. last_logits() are empty then, unless nothing went. Throws Error(kArgument) unless it is 0..position();
+  // Error(kUnsupported) where a retention has acted since, or summed weights of what would go, or a selector has chosen
+  // anew what later tokens read. Nothing changes then. O(layers and heads), and what the store does to free memory.
+  void truncate(int64_t position);
+  void check_truncates(int64_t position) const;  // throws what truncate() would
+
   void clear();
 
   // Writes keys, values and the position to a file, and reads them back into a session of the same model and policy
@@ -100,6 +107,9 @@ class Session {
   // The logits of `hidden` in batches, the first of them those of token `from`.
   void give(const View& hidden, int64_t from, const LogitsSink& sink, Context& context);
   void retain(bool prompt_end, Context& context);
+  // Of each kv head, keys of the first `position` tokens.
+  void count_keys(int layer, int64_t position, std::vector<int64_t>& counts) const;
+  void cut(int64_t position);
 
   std::shared_ptr<const LanguageModel> model_;
   std::string policy_;  // that determines what is stored; empty: a saved state would not be all

@@ -33,6 +33,7 @@ class Ensemble {
   void prefill(std::span<const int32_t> ids, int64_t chunk, Outputs outputs, const LogitsSink& sink, Context& context);
   std::span<const float> decode(int32_t id, Context& context);
   std::span<const float> last_logits() const { return sessions_.size() == 1 ? first().last_logits() : last_; }
+  void truncate(int64_t position);
   void clear();
   // As Session's; Error(kUnsupported) for more than one reading.
   void save(const std::filesystem::path& path) const;

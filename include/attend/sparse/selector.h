@@ -40,6 +40,14 @@ class SelectorIndex {
   // Keys from slot `from` on are new, or other than before.
   virtual void update(int layer, int kv_head, const KeyView& keys, int64_t from) = 0;
 
+  // Whether cut() can make it what it was when the head had its first `count` keys alone.
+  virtual bool can_cut(int layer, int kv_head, int64_t count) const {
+    (void)layer, (void)kv_head, (void)count;
+    return false;
+  }
+  // Keys from slot `count` on went, as if they had never come. Only after can_cut().
+  virtual void cut(int layer, int kv_head, int64_t count) { (void)layer, (void)kv_head, (void)count; }
+
   // What the queries [group, d] of the newest token read.
   virtual void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) = 0;
 
