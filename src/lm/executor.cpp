@@ -147,13 +147,15 @@ void Executor::run(const op::Attend& o, Step& step) {
   }
   Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
   const bool observed = step.policies.retainer.observed_from(o.layer) <= positions_.back();
-  if (observed || weighing) {
+  const bool asking = step.policies.reader && step.policies.reader->wants_queries(o.layer);
+  if (observed || weighing || asking) {
     lse_.resize(static_cast<size_t>(layer.heads * step.rows));
     out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
   }
   mechanism.forward(in, out, Form::kAny, step.context);
   if (observed) observe(o, in, step);
   if (weighing) weigh(o, in, step);
+  if (asking) step.policies.reader->queried(o.layer, keys_, row(o.q, 0), lse_.data(), step.rows, step.context.threads);
 }
 
 void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {

@@ -208,6 +208,22 @@ void SelectiveReader::weighed(int layer, const float* q) {
                       std::span(weights_).subspan(h * group, group));
 }
 
+void SelectiveReader::queried(int layer, std::span<const KeyView> keys, const float* q, const float* lse, int64_t rows,
+                              int threads) {
+  const AttentionLayer& l = graph_.layers[static_cast<size_t>(layer)];
+  const int64_t group = l.heads / l.kv_heads;
+  each_head(threads, static_cast<int64_t>(keys.size()), [&](size_t h) {
+    const int64_t first = static_cast<int64_t>(h) * group;
+    index_->queried(layer, static_cast<int>(h), keys[h],
+                    {.q = q + first * l.d,
+                     .lse = lse + first * rows,
+                     .rows = rows,
+                     .row_stride = l.heads * l.d,
+                     .lse_stride = rows,
+                     .scale = static_cast<float>(l.scale)});
+  });
+}
+
 void SelectiveReader::clear() {
   index_->clear();
   bytes_read_ = 0;

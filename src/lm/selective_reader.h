@@ -40,6 +40,10 @@ class SelectiveReader {
   std::span<float* const> places(std::span<const KeyView> keys);
   void weighed(int layer, const float* q);
 
+  // Whether the index wants the queries of new keys, [rows, heads * d], with the lse of their rows, [heads, rows].
+  bool wants_queries(int layer) const { return governs(layer) && index_->wants_queries(layer); }
+  void queried(int layer, std::span<const KeyView> keys, const float* q, const float* lse, int64_t rows, int threads);
+
   void clear();
   int64_t bytes() const { return index_->bytes(); }
   // Of keys, values and the index, for the last token.

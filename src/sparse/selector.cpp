@@ -21,8 +21,10 @@ void append_range(std::vector<KeyRange>& ranges, KeyRange range) {
 }
 
 void SelectorIndex::weighed(int, int, const float*, std::span<const std::vector<float>>) {}
+void SelectorIndex::queried(int, int, const KeyView&, const NewQueries&) {}
 
 void register_sparse(Registry& registry) {
+  register_ltri(registry);
   register_magicpig(registry);
   register_quest(registry);
   register_recycling(registry);

@@ -32,6 +32,16 @@ struct Selection {
 // Appends [begin, end) to ascending ranges, joined to the last one if they touch or overlap.
 void append_range(std::vector<KeyRange>& ranges, KeyRange range);
 
+// The queries of a layer's newest keys, of the heads that read one kv head: row r of head g lies at
+// q + r * row_stride + g * d, its ln of the sum of exp(scale * score) at lse[g * lse_stride + r]. A row that read a
+// part of the keys has the sum over that part.
+struct NewQueries {
+  const float* q;
+  const float* lse;
+  int64_t rows, row_stride, lse_stride;
+  float scale;
+};
+
 // What is known of one session's keys. Heads are independent: calls for two of them may run at once.
 class SelectorIndex {
  public:
@@ -57,6 +67,14 @@ class SelectorIndex {
     return false;
   }
   virtual void weighed(int layer, int kv_head, const float* q, std::span<const std::vector<float>> weights);
+
+  // Whether an index wants to know the queries of a layer's new keys, in prompts too; they are told after the layer
+  // ran.
+  virtual bool wants_queries(int layer) const {
+    (void)layer;
+    return false;
+  }
+  virtual void queried(int layer, int kv_head, const KeyView& keys, const NewQueries& queries);
 
   virtual void clear() = 0;
   virtual int64_t bytes() const = 0;  // held
