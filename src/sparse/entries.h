@@ -6,6 +6,7 @@ namespace attend {
 
 void register_ltri(Registry& registry);
 void register_magicpig(Registry& registry);
+void register_omnilive(Registry& registry);
 void register_quest(Registry& registry);
 void register_recycling(Registry& registry);
 

@@ -2,15 +2,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
-#include <utility>
 
-#include "attend/simd/dense.h"
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/quantised_row.h"
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
+#include "sparse/key_groups.h"
 
 namespace attend {
 namespace {
@@ -18,7 +16,8 @@ namespace {
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 struct LtriOptions {
-  int64_t budget, sinks, recent, block, span, vectors, dense_layers;
+  Budget budget;
+  int64_t block, span, vectors, dense_layers;
   double threshold;
 };
 
@@ -96,6 +95,7 @@ class LtriIndex : public SelectorIndex {
     Head& head = at(layer, kv_head);
     const int64_t n = keys.count();
     if (head.band.weights.empty()) {
+      head.vectors = VectorTable(shape_.d);
       head.band = {o_.block, o_.span, {}};
       head.band.weights.resize(static_cast<size_t>(o_.block * o_.span), 0.0f);
     }
@@ -113,35 +113,15 @@ class LtriIndex : public SelectorIndex {
 
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
-    selection.everything = layer < o_.dense_layers || n <= o_.budget;
+    selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
     const Head& head = at(layer, kv_head);
-    const int64_t near = n - o_.recent;
-    const std::vector<float> scores = score(head, q);
-    std::vector<int64_t> order(scores.size());
-    std::iota(order.begin(), order.end(), int64_t{0});
-    const auto later = [&](int64_t a, int64_t b) {
-      const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
-      return x != y ? x < y : a < b;
+    const auto slots = [&](int64_t span) {
+      return KeyRange{head.slot[static_cast<size_t>(span)], head.slot[static_cast<size_t>(span) + 1]};
     };
-    std::make_heap(order.begin(), order.end(), later);
-    std::vector<KeyRange> chosen;
-    int64_t left = o_.budget - o_.sinks - o_.recent;
-    for (auto end_of_heap = order.end(); end_of_heap != order.begin(); --end_of_heap) {
-      std::pop_heap(order.begin(), end_of_heap, later);
-      const size_t span = static_cast<size_t>(end_of_heap[-1]);
-      const KeyRange range = {std::max(head.slot[span], o_.sinks), std::min(head.slot[span + 1], near)};
-      if (range.begin >= range.end) continue;
-      if (range.end - range.begin > left) break;
-      chosen.push_back(range);
-      left -= range.end - range.begin;
-    }
-    std::sort(chosen.begin(), chosen.end(), [](const KeyRange& a, const KeyRange& b) { return a.begin < b.begin; });
-    append_range(selection.slots, {0, o_.sinks});
-    for (const KeyRange& range : chosen) append_range(selection.slots, range);
-    append_range(selection.slots, {near, n});
+    read_best(score(head, q), o_.budget, n, slots, selection);
     // Of the vectors, and of the keys that the new token's own weights are worked out for.
-    selection.index_bytes = static_cast<int64_t>(head.panels.size() * sizeof(float)) +
+    selection.index_bytes = head.vectors.bytes_of(head.spans() * per_span()) +
                             std::min(o_.span, n - head.slot.back()) * row_bytes(keys.k_type, shape_.d);
   }
 
@@ -151,7 +131,8 @@ class LtriIndex : public SelectorIndex {
   int64_t bytes() const override {
     int64_t total = 0;
     for (const Head& h : heads_)
-      total += static_cast<int64_t>((h.band.weights.capacity() + h.panels.capacity()) * sizeof(float) +
+      total += h.vectors.bytes() +
+               static_cast<int64_t>(h.band.weights.capacity() * sizeof(float) +
                                     (h.ends.capacity() + h.slot.capacity() + h.picks.capacity()) * sizeof(int64_t));
     return total;
   }
@@ -162,7 +143,7 @@ class LtriIndex : public SelectorIndex {
     std::vector<int64_t> ends{0};  // positions: span s is [ends[s], ends[s + 1])
     std::vector<int64_t> slot{0};  // where its keys lie
     std::vector<int64_t> picks;    // [spans, vectors]: positions of its vectors; -1: none, or their mean
-    std::vector<float> panels;     // of 64 vectors, [d, 64]
+    VectorTable vectors;
     int64_t spans() const { return static_cast<int64_t>(ends.size()) - 1; }
   };
   size_t index(int layer, int kv_head) const {
@@ -239,19 +220,16 @@ class LtriIndex : public SelectorIndex {
       head.picks.push_back(v < std::min(o_.vectors, end - begin) ? sums[static_cast<size_t>(v)].second : -1);
   }
 
-  float* vector_at(Head& head, int64_t v) const {
-    return head.panels.data() + v / kPanelKeys * kPanelKeys * shape_.d + v % kPanelKeys;
-  }
-
   // A vector that there is no key for is NaN, and never chosen.
   void write_vectors(Head& head, const KeyView& keys, int64_t span) const {
-    const int64_t d = shape_.d, vectors = (span + 1) * per_span();
-    head.panels.resize(static_cast<size_t>((vectors + kPanelKeys - 1) / kPanelKeys * kPanelKeys * d), 0.0f);
+    const int64_t d = shape_.d;
+    head.vectors.resize((span + 1) * per_span());
     const int64_t begin = head.slot[static_cast<size_t>(span)], end = head.slot[static_cast<size_t>(span) + 1];
-    std::vector<float> row(static_cast<size_t>(d)), sum(row.size(), 0.0f);
+    std::vector<float> row(static_cast<size_t>(d)), sum(row.size());
     for (int64_t v = 0; v < per_span(); ++v) {
       const int64_t wanted = head.picks[static_cast<size_t>(span * per_span() + v)];
       bool found = false;
+      std::fill(sum.begin(), sum.end(), 0.0f);
       for (int64_t slot = begin; slot < end; ++slot) {
         if (o_.vectors > 0 && position_at(keys, slot) != wanted) continue;
         read_keys(keys, slot, 1, d, shape_.isa, row.data());
@@ -259,10 +237,8 @@ class LtriIndex : public SelectorIndex {
         found = true;
       }
       const float share = o_.vectors > 0 ? 1.0f : 1.0f / static_cast<float>(std::max<int64_t>(end - begin, 1));
-      float* to = vector_at(head, span * per_span() + v);
-      for (int64_t c = 0; c < d; ++c)
-        to[c * kPanelKeys] =
-            found ? share * std::exchange(sum[static_cast<size_t>(c)], 0.0f) : std::numeric_limits<float>::quiet_NaN();
+      for (float& x : sum) x = found ? share * x : std::numeric_limits<float>::quiet_NaN();
+      head.vectors.write(span * per_span() + v, sum);
     }
   }
 
@@ -275,17 +251,10 @@ class LtriIndex : public SelectorIndex {
   // Of each span: the largest product of a query and one of its vectors.
   std::vector<float> score(const Head& head, const float* q) const {
     std::vector<float> best(static_cast<size_t>(head.spans()), kNone);
-    std::vector<float> products(static_cast<size_t>(shape_.group * kPanelKeys));
-    const int64_t vectors = head.spans() * per_span();
-    for (int64_t first = 0; first < vectors; first += kPanelKeys) {
-      kernels_.dots(q, shape_.d, shape_.group, shape_.d, head.panels.data() + first * shape_.d, products.data(),
-                    kPanelKeys);
-      for (int64_t g = 0; g < shape_.group; ++g)
-        for (int64_t v = first; v < std::min(vectors, first + kPanelKeys); ++v) {
-          float& most = best[static_cast<size_t>(v / per_span())];
-          if (const float s = products[static_cast<size_t>(g * kPanelKeys + v - first)]; s > most) most = s;
-        }
-    }
+    head.vectors.products(kernels_, q, shape_.group, head.spans() * per_span(), [&](int64_t v, int64_t, float product) {
+      float& most = best[static_cast<size_t>(v / per_span())];
+      if (product > most) most = product;
+    });
     return best;
   }
 
@@ -297,11 +266,8 @@ class LtriIndex : public SelectorIndex {
 
 struct Ltri : Selector {
   explicit Ltri(const LtriOptions& options) : o(options) {
-    // What is always read leaves half of a small budget to spans, and no token waits for its span longer than it is
-    // read.
-    o.sinks = std::min(o.sinks, o.budget / 4);
-    o.recent = std::clamp<int64_t>(o.recent, 1, std::max<int64_t>(1, o.budget / 2));
-    o.block = std::min(o.block, o.recent);
+    // No token waits for its span longer than it is read.
+    o.block = std::min(o.block, o.budget.recent);
     o.span = std::min(o.span, o.block);
   }
   std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
@@ -351,9 +317,9 @@ constexpr Entry kLtri = {
         "on SmolLM2. The index takes "
         "4 d bytes a span; on SmolLM2, where spans have four tokens, a quarter of what keys and values take.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<Ltri>(LtriOptions{spec.integer("budget"), spec.integer("sinks"), spec.integer("recent"),
-                                                spec.integer("block"), spec.integer("span"), spec.integer("vectors"),
-                                                spec.integer("dense"), spec.real("threshold")});
+      return std::make_unique<Ltri>(LtriOptions{
+          Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")), spec.integer("block"),
+          spec.integer("span"), spec.integer("vectors"), spec.integer("dense"), spec.real("threshold")});
     }};
 
 }  // namespace

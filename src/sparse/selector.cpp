@@ -26,6 +26,7 @@ void SelectorIndex::queried(int, int, const KeyView&, const NewQueries&) {}
 void register_sparse(Registry& registry) {
   register_ltri(registry);
   register_magicpig(registry);
+  register_omnilive(registry);
   register_quest(registry);
   register_recycling(registry);
 }

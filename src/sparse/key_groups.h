@@ -1,0 +1,86 @@
+#pragma once
+// What selectors share that read groups of neighbouring keys: the vectors that stand for groups, and the choice of the
+// best groups beside sinks and the newest keys.
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "attend/simd/dense.h"
+#include "attend/sparse/selector.h"
+
+namespace attend {
+
+// What is read whatever the query is leaves half of a small budget to groups.
+struct Budget {
+  int64_t keys, sinks, recent;
+
+  static Budget of(int64_t keys, int64_t sinks, int64_t recent) {
+    return {keys, std::min(sinks, keys / 4), std::clamp<int64_t>(recent, 1, std::max<int64_t>(1, keys / 2))};
+  }
+  int64_t left() const { return keys - sinks - recent; }
+};
+
+// Vectors of d elements, side by side in panels.
+class VectorTable {
+ public:
+  explicit VectorTable(int64_t d = 0) : d_(d) {}
+
+  void resize(int64_t vectors) {
+    panels_.resize(static_cast<size_t>((vectors + kPanelKeys - 1) / kPanelKeys * kPanelKeys * d_), 0.0f);
+  }
+  void write(int64_t vector, std::span<const float> x) {
+    float* to = panels_.data() + vector / kPanelKeys * kPanelKeys * d_ + vector % kPanelKeys;
+    for (int64_t c = 0; c < d_; ++c) to[c * kPanelKeys] = x[static_cast<size_t>(c)];
+  }
+  // f(vector, head, product) for the first `vectors` and the rows of q [heads, d].
+  template <class F>
+  void products(const DenseKernels& kernels, const float* q, int64_t heads, int64_t vectors, F f) const {
+    std::vector<float> products(static_cast<size_t>(heads * kPanelKeys));
+    for (int64_t first = 0; first < vectors; first += kPanelKeys) {
+      kernels.dots(q, d_, heads, d_, panels_.data() + first * d_, products.data(), kPanelKeys);
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t v = first; v < std::min(vectors, first + kPanelKeys); ++v)
+          f(v, h, products[static_cast<size_t>(h * kPanelKeys + v - first)]);
+    }
+  }
+  int64_t bytes() const { return static_cast<int64_t>(panels_.capacity() * sizeof(float)); }
+  int64_t bytes_of(int64_t vectors) const { return vectors * d_ * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  int64_t d_;
+  std::vector<float> panels_;  // of 64 vectors, [d, 64]
+};
+
+// Sinks, the newest keys, and groups in descending order of score, the later one first among equals, up to the first
+// that does not fit. slots(group) are its keys. No score may be NaN.
+template <class Slots>
+void read_best(std::span<const float> scores, const Budget& budget, int64_t n, const Slots& slots,
+               Selection& selection) {
+  std::vector<int64_t> heap(scores.size());
+  std::iota(heap.begin(), heap.end(), int64_t{0});
+  const auto worse = [&](int64_t a, int64_t b) {
+    const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
+    return x != y ? x < y : a < b;
+  };
+  std::make_heap(heap.begin(), heap.end(), worse);
+  const int64_t near = n - budget.recent;
+  std::vector<KeyRange> chosen;
+  int64_t left = budget.left();
+  for (auto end = heap.end(); end != heap.begin(); --end) {
+    std::pop_heap(heap.begin(), end, worse);
+    const KeyRange whole = slots(end[-1]);
+    const KeyRange range = {std::max(whole.begin, budget.sinks), std::min(whole.end, near)};
+    if (range.begin >= range.end) continue;
+    if (range.end - range.begin > left) break;
+    chosen.push_back(range);
+    left -= range.end - range.begin;
+  }
+  std::sort(chosen.begin(), chosen.end(), [](const KeyRange& a, const KeyRange& b) { return a.begin < b.begin; });
+  append_range(selection.slots, {0, budget.sinks});
+  for (const KeyRange& range : chosen) append_range(selection.slots, range);
+  append_range(selection.slots, {near, n});
+}
+
+}  // namespace attend

@@ -1,0 +1,146 @@
+// The memory of clips against plain loops over the keys.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <set>
+
+#include "attend/simd/isa.h"
+#include "attend/sparse/selector.h"
+#include "attend/tensor/context.h"
+#include "attend/tensor/registry.h"
+
+namespace attend {
+namespace {
+
+constexpr int64_t kD = 24;
+constexpr int kGroup = 3;
+
+std::vector<float> normal(int64_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> draw;
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& e : x) e = draw(random);
+  return x;
+}
+
+struct Keys {
+  std::vector<float> rows;
+  KeyRun run;
+
+  Keys(int64_t n, uint64_t seed) : rows(normal(n * kD, seed)) {}
+  KeyView first(int64_t n) {
+    run = {.k = rows.data(), .v = rows.data(), .k_stride = kD, .v_stride = kD, .first_slot = 0, .count = n};
+    KeyView view;
+    view.runs = {&run, 1};
+    return view;
+  }
+};
+
+std::unique_ptr<SelectorIndex> open(const char* spec, Isa isa) {
+  return registry()
+      .make<Selector>(parse_spec(spec))
+      ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
+}
+
+double cosine(const float* q, const std::vector<double>& x) {
+  double xy = 0, xx = 0, yy = 0;
+  for (int64_t c = 0; c < kD; ++c) {
+    const double a = static_cast<double>(q[c]), b = x[static_cast<size_t>(c)];
+    xy += a * b, xx += a * a, yy += b * b;
+  }
+  return xy / std::sqrt(xx * yy);
+}
+
+std::vector<KeyRange> expected(const std::vector<float>& k, int64_t n, const float* q, int64_t budget, int64_t clip,
+                               int64_t keep, int64_t sinks, int64_t recent) {
+  std::vector<std::pair<double, int64_t>> clips;
+  for (int64_t first = 0; first + clip <= n; first += clip) {
+    double best = -INFINITY;
+    for (int64_t part = 0; part < keep; ++part) {
+      std::vector<double> mean(kD, 0);
+      const int64_t begin = first + part * clip / keep, end = first + (part + 1) * clip / keep;
+      for (int64_t j = begin; j < end; ++j)
+        for (int64_t c = 0; c < kD; ++c)
+          mean[static_cast<size_t>(c)] +=
+              static_cast<double>(k[static_cast<size_t>(j * kD + c)]) / static_cast<double>(end - begin);
+      for (int g = 0; g < kGroup; ++g) best = std::max(best, cosine(q + g * kD, mean));
+    }
+    clips.emplace_back(-best, first);
+  }
+  std::sort(clips.begin(), clips.end());
+  std::set<int64_t> read;
+  for (int64_t j = 0; j < n; ++j)
+    if (j < sinks || j >= n - recent) read.insert(j);
+  for (const auto& [score, first] : clips) {
+    std::set<int64_t> more;
+    for (int64_t j = first; j < first + clip; ++j)
+      if (!read.count(j)) more.insert(j);
+    if (static_cast<int64_t>(read.size() + more.size()) > budget) break;
+    read.merge(more);
+  }
+  std::vector<KeyRange> ranges;
+  for (int64_t j : read) append_range(ranges, {j, j + 1});
+  return ranges;
+}
+
+TEST(OmniLive, ReadsTheClipsMostLikeTheQuestion) {
+  for (const IsaInfo& info : isa_list()) {
+    if (!info.usable) continue;
+    for (const auto& [keep, options] : {std::pair{1, ",keep=1"}, {3, ",keep=3"}})
+      for (int64_t n : {65, 500, 999}) {
+        SCOPED_TRACE(testing::Message() << name_of(info.isa) << " " << n << " keys, seed 5" << options);
+        Keys keys(n, 5);
+        const auto index =
+            open(("omnilive:budget=64,clip=8,sinks=3,recent=17,dense=1" + std::string(options)).c_str(), info.isa);
+        for (int64_t seen = 0; seen < n; seen += 37) index->update(1, 1, keys.first(std::min(n, seen + 37)), seen);
+        for (uint64_t seed = 0; seed < 5; ++seed) {
+          const std::vector<float> q = normal(kGroup * kD, 100 + seed);
+          Selection selection;
+          index->select(1, 1, keys.first(n), q.data(), selection);
+          EXPECT_FALSE(selection.everything);
+          EXPECT_EQ(selection.slots, expected(keys.rows, n, q.data(), 64, 8, keep, 3, 17));
+          EXPECT_LE(selection.count(), 64);
+          EXPECT_GT(selection.index_bytes, 0);
+        }
+      }
+  }
+}
+
+// A clip as long as the token itself: what is read are the keys of largest cosine.
+TEST(OmniLive, WithClipsOfOneTokenRanksKeys) {
+  Keys keys(300, 6);
+  const auto index = open("omnilive:budget=40,clip=1,keep=1,sinks=0,recent=1,dense=0", active_isa(Context(1)));
+  index->update(0, 0, keys.first(300), 0);
+  const std::vector<float> q = normal(kGroup * kD, 3);
+  Selection selection;
+  index->select(0, 0, keys.first(300), q.data(), selection);
+  EXPECT_EQ(selection.count(), 40);
+  EXPECT_EQ(selection.slots, expected(keys.rows, 300, q.data(), 40, 1, 1, 0, 1));
+}
+
+TEST(OmniLive, FollowsKeysThatMovedOrWent) {
+  const char* spec = "omnilive:budget=48,clip=8,recent=16,dense=0";
+  const Isa isa = active_isa(Context(1));
+  Keys keys(600, 7), moved(300, 8);
+  for (int64_t j = 0; j < 300; ++j) std::copy_n(keys.rows.begin() + 2 * j * kD, kD, moved.rows.begin() + j * kD);
+  const auto index = open(spec, isa), fresh = open(spec, isa);
+  index->update(0, 0, keys.first(600), 0);
+  index->update(0, 0, moved.first(300), 0);
+  ASSERT_TRUE(index->can_cut(0, 0, 203));
+  index->cut(0, 0, 203);
+  for (int64_t j = 203; j < 300; ++j)
+    for (int64_t c = 0; c < kD; ++c) moved.rows[static_cast<size_t>(j * kD + c)] *= -1;
+  index->update(0, 0, moved.first(290), 203);
+  fresh->update(0, 0, moved.first(290), 0);
+  const std::vector<float> q = normal(kGroup * kD, 9);
+  Selection a, b;
+  index->select(0, 0, moved.first(290), q.data(), a);
+  fresh->select(0, 0, moved.first(290), q.data(), b);
+  EXPECT_EQ(a.slots, b.slots);
+  index->clear();
+  EXPECT_EQ(index->bytes(), 0);
+}
+
+}  // namespace
+}  // namespace attend
