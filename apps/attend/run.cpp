@@ -9,6 +9,7 @@
 #include "attend/lm/sampler.h"
 #include "attend/report/table.h"
 #include "attend/tensor/error.h"
+#include "drafting.h"
 #include "json.h"
 #include "model_options.h"
 #include "terminal.h"
@@ -21,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 struct RunOptions {
   ModelOptions model;
   SamplerOptions sampler;
+  DraftOptions draft;
   std::string text, prompt, policy = "softmax", save_state, load_state;
   std::vector<std::string> stops;
   int64_t count = 256, seed = 0;
@@ -46,11 +48,13 @@ double since(Clock::time_point begin) {
 // Reads the prompt, then samples until an end token, a stop string, the count or the context.
 class Generator {
  public:
-  Generator(const RunOptions& options, const LanguageModel& model, Ensemble& session, ProgressBar& bar,
-            Context& context)
+  // `speculation`: null for one token a step.
+  Generator(const RunOptions& options, const LanguageModel& model, Ensemble& session, Speculation* speculation,
+            ProgressBar& bar, Context& context)
       : options_(options),
         tokenizer_(model.tokenizer()),
         session_(session),
+        speculation_(speculation),
         bar_(bar),
         context_(context),
         sampler_(options.sampler) {}
@@ -64,6 +68,7 @@ class Generator {
     answer.prefill_s = since(begin);
     bar_.wipe();
     for (int32_t id : prompt) sampler_.accept(id);
+    if (speculation_) speculation_->read(prompt);
 
     Utf8Stream characters;
     StopStrings stops(options_.stops);
@@ -78,24 +83,29 @@ class Generator {
       // A conversation needs the end token in the cache before the next question.
       answer.ended = end;
       if (end && !options_.chat) break;
-      if (session_.position() == session_.context()) {
+      if (position() == session_.context()) {
         answer.full = true;
         break;
       }
       // A saved text ends with its last token.
       if (i + 1 == options_.count && !options_.chat && options_.save_state.empty()) break;
       begin = Clock::now();
-      next = session_.decode(id, context_);
+      next = speculation_ ? speculation_->decode(id, context_) : session_.decode(id, context_);
       answer.decode_s += since(begin);
       ++answer.decoded;
       if (end) break;
     }
+    if (speculation_) speculation_->settle(context_);
     if (!stops.stopped()) show(stops.push(characters.finish()), answer);
     show(stops.finish(), answer);
     return answer;
   }
 
+  const Speculation* speculation() const { return speculation_; }
+
  private:
+  int64_t position() const { return speculation_ ? speculation_->position() : session_.position(); }
+
   void show(const std::string& text, Answer& answer) {
     answer.text += text;
     if (options_.json || text.empty()) return;
@@ -106,16 +116,17 @@ class Generator {
   const RunOptions& options_;
   const Tokenizer& tokenizer_;
   Ensemble& session_;
+  Speculation* speculation_;
   ProgressBar& bar_;
   Context& context_;
   Sampler sampler_;
 };
 
-void print_summary(const Answer& answer, const Ensemble& session) {
+void print_summary(const Answer& answer, const Ensemble& session, const Speculation* speculation) {
   const std::string line = fmt::format(
-      "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s; keys and values {}{}; peak memory {}{}",
+      "prefill {} tokens, {:.1f} tok/s; decode {} tokens, {:.1f} tok/s{}; keys and values {}{}; peak memory {}{}",
       answer.prompt_tokens, answer.prefill_tps(), answer.tokens.size(), answer.decode_tps(),
-      bytes_text(session.bytes()),
+      speculation ? draft_summary(speculation->counts()) : "", bytes_text(session.bytes()),
       session.disk_bytes() ? fmt::format(" ({} on disk)", bytes_text(session.disk_bytes())) : "",
       bytes_text(peak_memory()), answer.full ? "; the context is full" : "");
   fmt::print(stderr, "{}\n", coloured(line, Colour::kDim, has_colour(Stream::kError)));
@@ -159,7 +170,7 @@ int converse(Generator& generator, Conversation& conversation, const Ensemble& s
     const Answer answer = generator.answer(conversation.ask(line));
     conversation.answered(answer);
     fmt::print("\n");
-    print_summary(answer, session);
+    print_summary(answer, session, generator.speculation());
     if (answer.full) break;
   }
   return interrupted() ? 128 + interrupted() : 0;
@@ -180,6 +191,9 @@ int run_run(const RunOptions& given, bool has_prompt) {
     throw UsageError("give a prompt (-p PROMPT or -f TEXTFILE), or --chat for a conversation");
   if (!conversation) text = require_text(text, options.text.empty() ? "the prompt" : options.text);
   check_policies(options.policy);
+  check_draft(options.draft);
+  if (options.draft.has_session() && !options.load_state.empty())
+    throw UsageError("--load-state has no text that another session could read: draft with --draft ngram");
   (void)Sampler(options.sampler);
 
   ProgressBar bar;
@@ -187,7 +201,14 @@ int run_run(const RunOptions& given, bool has_prompt) {
   const auto model = load_model(options.model, context);
   const Readings policy = model_readings(options.policy, model->compute(), registry());
   Ensemble session(model, policy, registry(), options.model.context);
-  Generator generator(options, *model, session, bar, context);
+  std::unique_ptr<Drafter> drafter;
+  std::optional<Speculation> speculation;
+  if (options.draft.any()) {
+    session.alone().check_verifies();
+    drafter = make_drafter(options.draft, model, options.model, session.context(), context);
+    speculation.emplace(session.alone(), *drafter, options.draft.tokens);
+  }
+  Generator generator(options, *model, session, speculation ? &*speculation : nullptr, bar, context);
   std::optional<Conversation> chat;
   if (options.chat) chat.emplace(*model);
   bar.wipe();
@@ -199,19 +220,21 @@ int run_run(const RunOptions& given, bool has_prompt) {
   const Answer answer = generator.answer(chat ? chat->ask(text) : model->tokenizer().encode(text, begins));
   if (!options.save_state.empty()) session.save(options.save_state);
   if (options.json) {
-    print_json({{"tokens", answer.tokens},
-                {"text", answer.text},
-                {"prompt_tokens", answer.prompt_tokens},
-                {"prefill_tps", answer.prefill_tps()},
-                {"decode_tps", answer.decode_tps()},
-                {"kv_bytes", session.bytes()},
-                {"kv_disk_bytes", session.disk_bytes()},
-                {"peak_rss_bytes", peak_memory()}});
+    Json report = {{"tokens", answer.tokens},
+                   {"text", answer.text},
+                   {"prompt_tokens", answer.prompt_tokens},
+                   {"prefill_tps", answer.prefill_tps()},
+                   {"decode_tps", answer.decode_tps()},
+                   {"kv_bytes", session.bytes()},
+                   {"kv_disk_bytes", session.disk_bytes()},
+                   {"peak_rss_bytes", peak_memory()}};
+    if (speculation) report["draft"] = draft_json(speculation->counts());
+    print_json(report);
     return 0;
   }
   if (!answer.text.ends_with('\n')) fmt::print("\n");
   std::fflush(stdout);
-  print_summary(answer, session);
+  print_summary(answer, session, generator.speculation());
   return 0;
 }
 
@@ -224,6 +247,7 @@ const Command kRun = {
     "  attend run -p \"Once upon a time\"\n"
     "  attend run --chat -p \"Why is the sky blue?\" --temp 0.7\n"
     "  attend run --chat\n"
+    "  attend run -f report.txt -p \"In short, \" --draft ngram\n"
     "  attend run -f long.txt -n 0 --save-state long.state\n"
     "  attend run --load-state long.state -p \"Summary:\"\n"
     "  attend run -f long.txt -p \"Summary:\" --policy \"softmax:window=1024,sinks=4\"",
@@ -249,6 +273,7 @@ const Command kRun = {
       options.integer("--seed S", o->seed, 0, INT64_MAX, "of the random choice (default: 0)");
       options.texts("--stop STR", o->stops, "end before this text appears; may be repeated");
       options.flag("--ignore-eos", o->ignore_end, "go on after an end token");
+      declare_draft(options, o->draft);
       declare_model_options(options, o->model);
       return [o, &options] { return run_run(*o, options.given("--prompt")); };
     }};

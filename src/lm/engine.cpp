@@ -16,6 +16,7 @@
 #include "retainer.h"
 #include "selective_reader.h"
 #include "state.h"
+#include "trial.h"
 
 namespace attend {
 namespace {
@@ -175,6 +176,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                                                 active_isa(Context(1)));
   }
   executor_ = std::make_unique<Executor>(*model_, limit_);
+  trial_ = std::make_unique<Trial>(graph.layers.size());
 }
 
 Session::~Session() = default;
@@ -183,6 +185,17 @@ Session& Session::operator=(Session&&) noexcept = default;
 
 void Session::check(std::span<const int32_t> ids, int64_t chunk) const {
   if (chunk < 1) throw Error(ErrorKind::kArgument, "session", "chunk", std::to_string(chunk), "must be at least 1");
+  check_settled("session");
+  check_ids(ids);
+}
+
+void Session::check_settled(std::string_view op) const {
+  if (trial_->open())
+    throw Error(ErrorKind::kArgument, op, "tokens", fmt::format("{} on trial", trial_->ids().size()),
+                "must be accepted or taken back first");
+}
+
+void Session::check_ids(std::span<const int32_t> ids) const {
   const int64_t n = static_cast<int64_t>(ids.size());
   if (n == 0) throw Error(ErrorKind::kArgument, "session", "tokens", "none", "a prompt needs at least one token");
   if (n > limit_ - position_)
@@ -203,8 +216,8 @@ View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, C
   retainer_->expect_act(position_, left > 0 ? position_ + left : kNoEnd);
   if (reader_) reader_->begin_token();
   last_ = {};
-  const View hidden =
-      executor_->run(ids, position_, wanted, {*store_, layers_, *retainer_, reader_.get(), left == 0}, context);
+  const View hidden = executor_->run(ids, position_, wanted,
+                                     {*store_, layers_, *retainer_, reader_.get(), nullptr, left == 0}, context);
   position_ += rows;
   if (retainer_->reads_classes())
     for (int32_t id : ids) retainer_->read(class_of(id, model_->tokenizer()));
@@ -265,6 +278,7 @@ int64_t Session::bytes() const {
 
 void Session::clear() {
   store_->clear();
+  trial_->close();
   last_ = {};
   position_ = peak_bytes_ = 0;
   retainer_->clear();

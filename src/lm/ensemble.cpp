@@ -108,6 +108,13 @@ void Ensemble::clear() {
   last_ = {};
 }
 
+Session& Ensemble::alone() {
+  if (sessions_.size() > 1)
+    throw Error(ErrorKind::kUnsupported, "policy", "readings", std::to_string(sessions_.size()),
+                "must be one alone here");
+  return sessions_.front();
+}
+
 void Ensemble::save(const std::filesystem::path& path) const {
   check_saves();
   first().save(path);

@@ -159,20 +159,56 @@ void Executor::run(const op::Attend& o, Step& step) {
 }
 
 void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
-  const int64_t heads = model_.graph().layers[static_cast<size_t>(o.layer)].heads;
-  const int64_t first = std::max<int64_t>(0, step.policies.retainer.observed_from(o.layer) - positions_.front());
+  const AttentionLayer& layer = model_.graph().layers[static_cast<size_t>(o.layer)];
+  if (step.policies.trial) {
+    const size_t size = static_cast<size_t>(step.rows * width(o.q));
+    return step.policies.trial->observe(o.layer, {row(o.q, 0), size}, lse_, step.rows);
+  }
+  const View lse = dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows});
+  observe(o.layer, positions_.front(), in, lse, step.policies, step.context);
+}
+
+// Sums the weights of those of the queries, of positions from `first_query` on, that are wanted.
+void Executor::observe(int layer, int64_t first_query, const Tensors& in, const View& lse, const Policies& policies,
+                       Context& context) {
+  const int64_t first = std::max<int64_t>(0, policies.retainer.observed_from(layer) - first_query);
   auto from_first = [&](View view, int axis) {
     view.data = view.as<float>() + first * view.stride[axis];
     view.shape[axis] -= first;
     return view;
   };
+  if (first >= lse.shape[2]) return;
   Tensors observed = in;
   observed["q"] = from_first(std::get<View>(in.at("q")), 2);
   observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
-  const View lse = from_first(dense_view(lse_.data(), DType::kF32, {1, heads, step.rows}), 2);
-  step.policies.retainer.observing({positions_.front() + first, int64_t{positions_.back()} + 1});
-  step.policies.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(
-      observed, lse, step.policies.retainer.places(o.layer, keys_), step.context);
+  policies.retainer.observing({first_query + first, first_query + lse.shape[2]});
+  policies.mechanisms[static_cast<size_t>(layer)]->add_weight_sums(
+      observed, from_first(lse, 2), policies.retainer.places(layer, std::get<std::span<const KeyView>>(in.at("k"))),
+      context);
+}
+
+void Executor::observe(const Trial& trial, int64_t count, const Policies& policies, Context& context) {
+  positions_.resize(static_cast<size_t>(count));
+  std::iota(positions_.begin(), positions_.end(), static_cast<int32_t>(trial.first()));
+  for (int l = 0; l < static_cast<int>(model_.graph().layers.size()); ++l) {
+    const Trial::Queries& queries = trial.queries(l);
+    if (queries.q.empty() || count == 0) continue;
+    const AttentionLayer& layer = model_.graph().layers[static_cast<size_t>(l)];
+    // Tokens are observed from some one on: those before it are not among the queries.
+    const int64_t width = layer.heads * layer.d, tried = static_cast<int64_t>(trial.ids().size());
+    const int64_t before = tried - static_cast<int64_t>(queries.q.size()) / width;
+    if (count <= before) continue;
+    View q = dense_view(const_cast<float*>(queries.q.data()), DType::kF32, {1, layer.heads, count - before, layer.d});
+    q.stride = {(count - before) * width, layer.d, width, 1};
+    View lse = dense_view(const_cast<float*>(queries.lse.data()), DType::kF32, {1, layer.heads, count - before});
+    lse.stride = {(count - before) * layer.heads, 1, layer.heads};
+    keys_.clear();
+    for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(policies.store.keys(l, h));
+    const Tensors in = {{"q", q},
+                        {"k", std::span<const KeyView>(keys_)},
+                        {"q_positions", dense_view(positions_.data() + before, DType::kI32, {1, count - before})}};
+    observe(l, trial.first() + before, in, lse, policies, context);
+  }
 }
 
 // Of a token that the reader may have given a part of the keys.

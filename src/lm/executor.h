@@ -9,6 +9,7 @@
 #include "attend/tensor/operator.h"
 #include "retainer.h"
 #include "selective_reader.h"
+#include "trial.h"
 
 namespace attend {
 
@@ -23,12 +24,16 @@ class Executor {
     std::span<const Operator* const> mechanisms;  // of each layer
     Retainer& retainer;
     SelectiveReader* reader;  // null: every token reads every key
+    Trial* trial;             // null: what is observed is summed at once
     bool decoding;            // the reader chooses; in a prompt it only follows the keys
   };
 
   // Feeds tokens at positions first, first + 1, .. through the model; keys go into the store. Returns the output
   // activations of the last `wanted` tokens, [wanted, width], valid until the next call.
   View run(std::span<const int32_t> ids, int64_t first, int64_t wanted, const Policies& policies, Context& context);
+
+  // Sums the weights of the first `count` tokens that were on trial; the store holds no later ones.
+  void observe(const Trial& trial, int64_t count, const Policies& policies, Context& context);
 
  private:
   struct Step;
@@ -44,6 +49,7 @@ class Executor {
   void run(const op::SelectRows&, Step&);
 
   void observe(const op::Attend&, const Tensors& in, Step&);
+  void observe(int layer, int64_t first_query, const Tensors& in, const View& lse, const Policies&, Context&);
   void weigh(const op::Attend&, const Tensors& in, Step&);
   void reserve(int64_t rows);
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }

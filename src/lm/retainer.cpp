@@ -220,7 +220,7 @@ void Retainer::truncate(const Store& store, int64_t position) {
       sums.resize(std::min(sums.size(), static_cast<size_t>(count)));
     }
   }
-  if (reads_classes()) classes_.resize(static_cast<size_t>(position));
+  if (reads_classes()) classes_.resize(std::min(classes_.size(), static_cast<size_t>(position)));
   looked_at_ = std::min(looked_at_, position);
   acted_at_ = std::min(acted_at_, position);
 }

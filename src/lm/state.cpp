@@ -50,6 +50,7 @@ std::string fingerprint(const LanguageModel& model) {
 }
 
 void Session::check_saves() const {
+  check_settled("state");
   if (policy_.empty())
     throw Error(ErrorKind::kUnsupported, "state", "policy", "",
                 "keeps more than keys and values (a retention, plan, allocator or selector): its state is not saved");

@@ -17,6 +17,7 @@ void Session::count_keys(int layer, int64_t position, std::vector<int64_t>& coun
 }
 
 void Session::check_truncates(int64_t position) const {
+  check_settled("truncate");
   if (position < 0 || position > position_)
     throw Error(ErrorKind::kArgument, "truncate", "position", std::to_string(position),
                 fmt::format("must be 0..{}", position_));

@@ -60,6 +60,40 @@ TEST_F(ModelCommands, RunStreamsAndSumsUp) {
   EXPECT_NE(outcome.error.find("peak memory"), std::string::npos);
 }
 
+// Drafts change nothing but the number of steps, greedily and at random.
+TEST_F(ModelCommands, RunDraftsTheSameText) {
+  using Arguments = std::vector<std::string>;
+  const std::vector<Arguments> choices = {
+      {}, {"--temp", "0.8", "--seed", "4"}, {"--policy", "h2o:budget=24,stride=16"}};
+  const std::vector<Arguments> drafts = {{"--draft", "ngram:n=2,max=4"},
+                                         {"--draft-model", model_, "--draft-tokens", "3"},
+                                         {"--draft-policy", "softmax:window=16,sinks=2"}};
+  for (const Arguments& choice : choices) {
+    Arguments plain = {"run", "-m", model_, "-f", text_, "-n", "40", "--ignore-eos"};
+    plain.insert(plain.end(), choice.begin(), choice.end());
+    const json wanted = report(plain);
+    EXPECT_FALSE(wanted.contains("draft"));
+    for (const Arguments& draft : drafts) {
+      Arguments arguments = plain;
+      arguments.insert(arguments.end(), draft.begin(), draft.end());
+      const json got = report(arguments);
+      EXPECT_EQ(got["tokens"], wanted["tokens"]) << draft[0];
+      EXPECT_EQ(got["draft"]["tokens"], 39);
+      EXPECT_LE(got["draft"]["steps"], 39);
+    }
+  }
+  const Outcome outcome = run_app({"run", "-m", model_, "-p", "hello", "-n", "5", "--draft-model", model_});
+  EXPECT_NE(outcome.error.find("tokens a step"), std::string::npos) << outcome.error;
+  SmallModel other;
+  other.first_token = "<|start|>";
+  const SmallModel::File renamed = other.file();
+  refused({"run", "-m", model_, "-p", "a", "--draft-model", renamed.path}, 2, "the vocabulary");
+  refused({"run", "-m", model_, "-p", "a", "--draft", "gram"}, 2, "ngram");
+  refused({"run", "-m", model_, "-p", "a", "--draft", "ngram", "--policy", "quest"}, 1, "selector");
+  refused({"run", "-m", model_, "-p", "a", "--draft", "ngram", "--policy", "rope | dca"}, 1, "readings");
+  refused({"run", "-m", model_, "-p", "a", "--draft", "ngram", "--draft-policy", "q8_0"}, 2, "--draft");
+}
+
 // A saved text goes on as if it had been read at once; whatever else is in the file is one line and code 1.
 TEST_F(ModelCommands, RunSavesAndRestores) {
   const std::string state = file_.folder / "a.state";

@@ -21,7 +21,7 @@ struct SmallModel {
   std::map<std::string, float> more_reals;
   std::map<std::string, int64_t> more_integers;
   std::map<std::string, std::vector<float>> vectors;  // more tensors
-  std::string extra_tensor;
+  std::string extra_tensor, first_token = "<|endoftext|>";
   float weight_scale = 0.3f;
 
   std::string bytes() const {
@@ -51,7 +51,7 @@ struct SmallModel {
     for (const auto& [key, value] : texts) w.text(key, value);
     for (const auto& [key, value] : more_reals) w.f32(key, value);
     for (const auto& [key, value] : more_integers) w.u32(key, static_cast<uint32_t>(value));
-    write_small_bpe(w);
+    write_small_bpe(w, "smollm", first_token);
 
     std::mt19937 random(42);
     std::normal_distribution<float> normal;

@@ -41,8 +41,9 @@ inline std::string byte_character(int byte) {
 }
 
 // Tokens 0 to 2 are control tokens, 3 to 258 the bytes 0 to 255, then come the results of the merges, in their order.
-inline void write_small_bpe(GgufWriter& w, std::string_view pre_tokenizer = "smollm") {
-  std::vector<SmallToken> tokens = {{"<|endoftext|>", 3}, {"<|im_start|>", 3}, {"<|im_end|>", 3}};
+inline void write_small_bpe(GgufWriter& w, std::string_view pre_tokenizer = "smollm",
+                            const std::string& first_token = "<|endoftext|>") {
+  std::vector<SmallToken> tokens = {{first_token, 3}, {"<|im_start|>", 3}, {"<|im_end|>", 3}};
   for (int byte = 0; byte < 256; ++byte) tokens.push_back({byte_character(byte), 1});
   const std::string space = byte_character(' ');
   const std::vector<std::string> merges = {"t h",    "th e", space + " the",      "l l", "e ll", "h ell",

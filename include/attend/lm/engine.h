@@ -36,9 +36,10 @@ using LogitsSink = std::function<void(int64_t first, const View& logits)>;
 class Executor;
 class Retainer;
 class SelectiveReader;
+class Trial;
 
-// One cache and its position. Not for use by two threads at once. After an error in prefill or decode the session holds
-// a part of the tokens: only clear() may follow.
+// One cache and its position. Not for use by two threads at once. After an error in prefill, decode, verify or accept
+// the session holds a part of the tokens: only clear() may follow.
 class Session {
  public:
   // `context`: most tokens that the session may hold, 0 for the model's own limit. Memory follows use, not this limit.
@@ -63,6 +64,24 @@ class Session {
   // call.
   std::span<const float> last_logits() const { return last_; }
 
+  // Reads `ids` on trial: the logits [ids, vocabulary] after each are those that decode() of one after the other would
+  // give, bit for bit, but no retention acts and no sum of weights takes them in until accept(). Several calls may
+  // follow one another; no other member that changes the session may be called before accept(). The logits are valid
+  // until the next call. Costs little more than one decode() while `ids` are few. Throws Error(kArgument) for no id,
+  // one outside the vocabulary, or more than most_verified(); Error(kUnsupported) under a selector;
+  // Error(kCancelled), Error(kMemory).
+  View verify(std::span<const int32_t> ids, Context& context);
+  void check_verifies() const;  // throws what verify() would throw of the policy
+
+  // How many more tokens verify() takes now: to where a retention acts next, at most kOutputRows. At least 1 if nothing
+  // is on trial and the context is not full.
+  int64_t most_verified() const;
+
+  // Keeps the first `count` tokens on trial and takes the others back: all that follows has the bits of decode() of
+  // each that stays. last_logits() are then those after the last that stays, if the last verify() gave them. Throws
+  // Error(kArgument) for a count beyond what is on trial, Error(kCancelled), Error(kMemory).
+  void accept(int64_t count, Context& context);
+
   // Takes the newest tokens back, down to `position` of them: what follows has the same bits as if they had never been
   // read. last_logits() are empty then, unless nothing went. Throws Error(kArgument) unless it is 0..position();
   // Error(kUnsupported) where a retention has acted since, or summed weights of what would go, or a selector has chosen
@@ -81,7 +100,7 @@ class Session {
   void check_saves() const;  // throws what save() would throw of the policy
   void restore(const std::filesystem::path& path);
 
-  int64_t position() const { return position_; }  // tokens seen
+  int64_t position() const { return position_; }  // tokens seen, on trial too
   int64_t context() const { return limit_; }
   // Memory of keys, values, positions, and of a selector's index.
   int64_t bytes() const;
@@ -99,6 +118,8 @@ class Session {
   friend class Ensemble;
 
   void check(std::span<const int32_t> ids, int64_t chunk) const;
+  void check_ids(std::span<const int32_t> ids) const;
+  void check_settled(std::string_view op) const;  // nothing is on trial
   // Tokens of the next step of a prompt with `left` tokens to go.
   int64_t step(int64_t chunk, int64_t left) const;
   // Appends tokens of a prompt with `left` to go, themselves included, or with 0 a decoded one. Returns the output
@@ -120,6 +141,7 @@ class Session {
   std::unique_ptr<Retainer> retainer_;
   std::unique_ptr<SelectiveReader> reader_;  // of the policy's selector, if any
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Trial> trial_;
   std::span<const float> last_;  // of logits_
   Buffer logits_;                // [kOutputRows, vocabulary]
   int64_t key_bytes_ = 0;        // of one key and its value

@@ -46,6 +46,7 @@ class Ensemble {
   int64_t disk_bytes() const;
   int64_t peak_bytes() const;
   int64_t bytes_read_next() const;
+  Session& alone();  // the only reading. Throws Error(kUnsupported) if there are several
   std::span<const Session> sessions() const { return sessions_; }  // of each reading
 
  private:
