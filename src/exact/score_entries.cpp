@@ -4,6 +4,7 @@ namespace attend {
 
 void register_scores(Registry& registry) {
   register_affine(registry);
+  register_attendre(registry);
   register_cat_geometry(registry);
   register_cog(registry);
   register_dcmha(registry);

@@ -14,6 +14,7 @@ namespace attend {
 void register_scores(Registry& registry);
 
 void register_affine(Registry& registry);
+void register_attendre(Registry& registry);
 void register_cat_geometry(Registry& registry);
 void register_cog(Registry& registry);
 void register_dcmha(Registry& registry);
