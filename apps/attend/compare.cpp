@@ -72,20 +72,6 @@ Json result_json(const Comparison& comparison, const CompareCommand& options) {
   return {{"model", options.model.model}, {"tokens", comparison.tokens}, {"prompt", comparison.prompt}, {"rows", rows}};
 }
 
-// Means over the last `window` tokens, at no more than 400 places.
-std::vector<std::pair<double, double>> moving_mean(const std::vector<float>& values, int64_t begin, int64_t window) {
-  std::vector<std::pair<double, double>> line;
-  const int64_t n = static_cast<int64_t>(values.size()), step = std::max<int64_t>(1, n / 400);
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    sum += static_cast<double>(values[static_cast<size_t>(i)]);
-    if (i >= window) sum -= static_cast<double>(values[static_cast<size_t>(i - window)]);
-    if (i + 1 >= std::min(window, n) && (i % step == 0 || i + 1 == n))
-      line.emplace_back(static_cast<double>(begin + i), sum / static_cast<double>(std::min(window, i + 1)));
-  }
-  return line;
-}
-
 void add_greedy(Page& page, const Comparison& comparison, const Tokenizer& tokenizer) {
   page.heading("Greedy continuations of the prompt");
   for (const PolicyResult& row : comparison.rows) {

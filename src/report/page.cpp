@@ -2,18 +2,12 @@
 
 #include <fmt/format.h>
 
+#include "style.h"
+
 namespace attend {
 namespace {
 
 constexpr std::string_view kStyle = R"css(
-:root { color-scheme: light dark;
-  --page: #fcfcfb; --raised: #ffffff; --ink: #16181d; --soft: #5d6470; --rule: #e4e5e8; --axis: #b9bdc4;
-  --s0: #2a78d6; --s1: #eb6834; --s2: #1baf7a; --s3: #c98500; --s4: #d6568b; --s5: #008300; --s6: #6a56c9;
-  --s7: #c93c3c; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #15171b; --raised: #1c1f24; --ink: #eceef2; --soft: #a3aab6; --rule: #30343b; --axis: #555b66;
-  --s0: #5598e7; --s1: #f08a5d; --s2: #35c892; --s3: #e5ae3c; --s4: #ec8fb3; --s5: #55b355; --s6: #9c8df0;
-  --s7: #ef7676; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -55,14 +49,6 @@ svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-sy
 .k5 { background: rgb(42 120 214 / 37%); } .k6 { background: rgb(42 120 214 / 44%); }
 .k7 { background: rgb(42 120 214 / 51%); } .k8 { background: rgb(42 120 214 / 58%); }
 code { font: 12px/1.5 ui-monospace, "SF Mono", Menlo, "Liberation Mono", monospace; }
-.grid { stroke: var(--rule); stroke-width: 1; }
-.axis { stroke: var(--axis); stroke-width: 1; }
-.tick { fill: var(--soft); font-variant-numeric: tabular-nums; }
-.label, .name { fill: var(--ink); }
-.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.point { fill: currentColor; stroke: var(--raised); stroke-width: 2; }
-.s0 { color: var(--s0); } .s1 { color: var(--s1); } .s2 { color: var(--s2); } .s3 { color: var(--s3); }
-.s4 { color: var(--s4); } .s5 { color: var(--s5); } .s6 { color: var(--s6); } .s7 { color: var(--s7); }
 .cursor { stroke: var(--axis); stroke-width: 1; visibility: hidden; }
 .tip { position: absolute; pointer-events: none; visibility: hidden; background: var(--page); color: var(--ink);
   border: 1px solid var(--rule); border-radius: 6px; padding: 6px 10px; font-size: 12px; white-space: nowrap;
@@ -158,9 +144,10 @@ std::string Page::html() const {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
       "script-src 'unsafe-inline'\">\n"
-      "<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n<p class=\"subtitle\">{2}</p>\n"
-      "{3}</main>\n<script>{4}</script>\n</body>\n</html>\n",
-      escape_html(title_), kStyle, escape_html(subtitle_), body_, kScript);
+      "<title>{0}</title>\n<style>{1}{2}{3}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n<p "
+      "class=\"subtitle\">{4}</p>\n"
+      "{5}</main>\n<script>{6}</script>\n</body>\n</html>\n",
+      escape_html(title_), kPalette, kStyle, kChartStyle, escape_html(subtitle_), body_, kScript);
 }
 
 }  // namespace attend

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "attend/report/table.h"
+#include "style.h"
 
 namespace attend {
 namespace {
@@ -81,8 +82,12 @@ class Drawing {
   }
 
   std::string svg() {
-    out_ = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n", kWidth, kHeight,
-                       escape_html(chart_.title));
+    return fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n{}</svg>", kWidth, kHeight,
+                       escape_html(chart_.title), body());
+  }
+
+  // Its elements, of kWidth x kHeight.
+  std::string body() {
     axes();
     for (size_t i = 0; i < chart_.series.size(); ++i) {
       if (!chart_.series[i].points) line(i);
@@ -97,10 +102,10 @@ class Drawing {
       out_ += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">no data</text>\n", kWidth / 2,
                           kHeight / 2);
     }
-    return out_ + "</svg>";
+    return out_;
   }
 
-  // After svg(): every scatter has its name beside it, so that no legend is needed.
+  // After svg() or body(): every scatter has its name beside it, so that no legend is needed.
   bool named_all() const { return named_all_; }
 
  private:
@@ -247,6 +252,49 @@ std::string chart_html(const Chart& chart) {
       chart.caption.empty() ? "" : fmt::format("<p class=\"caption\">{}</p>\n", escape_html(chart.caption));
   return fmt::format("<figure class=\"chart\">\n<figcaption>{}</figcaption>\n{}{}{}\n</figure>\n",
                      escape_html(chart.title), caption, legend, svg);
+}
+
+std::string chart_svg(const Chart& chart) {
+  constexpr double kEdge = 18, kTitle = 32, kRow = 20, kGlyph = 6.7, kKey = 14, kGap = 6;
+  double y = kEdge + kTitle, x = kEdge;
+  std::string head = fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\">{}</text>\n", kEdge, kEdge + kTitle / 3,
+                                 escape_html(chart.title));
+  for (size_t i = 0; i < chart.series.size(); ++i) {
+    const std::string& name = chart.series[i].name;
+    const double width = kKey + kGap + kGlyph * static_cast<double>(name.size());
+    if (x > kEdge && x + width > kWidth - kEdge) x = kEdge, y += kRow;
+    head += fmt::format(
+        "<rect class=\"s{}\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"{}\" height=\"3\" rx=\"2\" "
+        "fill=\"currentColor\"/>"
+        "<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n",
+        i % kColours, x, y - 5, kKey, x + kKey + kGap, y, escape_html(name));
+    x += width + kEdge;
+  }
+  if (!chart.caption.empty())
+    head +=
+        fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\">{}</text>\n", kEdge, y += kRow, escape_html(chart.caption));
+  const double top = y + kEdge / 2, height = top + kHeight + kEdge / 2;
+  Drawing drawing(chart);
+  return fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" font-family=\"system-ui, sans-serif\" "
+      "font-size=\"12\">\n<style>{2}{3}.title {{ fill: var(--ink); font-weight: 600; font-size: 15px; }}\n</style>\n"
+      "<rect width=\"{0}\" height=\"{1}\" fill=\"var(--page)\"/>\n{4}"
+      "<g transform=\"translate(0 {5})\">\n{6}</g>\n</svg>\n",
+      kWidth, height, kPalette, kChartStyle, head, top, drawing.body());
+}
+
+std::vector<std::pair<double, double>> moving_mean(std::span<const float> values, int64_t begin, int64_t window) {
+  constexpr int64_t kPlaces = 400;
+  std::vector<std::pair<double, double>> line;
+  const int64_t n = static_cast<int64_t>(values.size()), step = std::max<int64_t>(1, n / kPlaces);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    sum += static_cast<double>(values[static_cast<size_t>(i)]);
+    if (i >= window) sum -= static_cast<double>(values[static_cast<size_t>(i - window)]);
+    if (i + 1 >= std::min(window, n) && (i % step == 0 || i + 1 == n))
+      line.emplace_back(static_cast<double>(begin + i), sum / static_cast<double>(std::min(window, i + 1)));
+  }
+  return line;
 }
 
 }  // namespace attend

@@ -89,6 +89,28 @@ TEST(Chart, LeavesOutWhatCantBeDrawn) {
   EXPECT_NE(chart_html({}).find("no data"), std::string::npos);
 }
 
+TEST(Chart, StandsAloneAsAPicture) {
+  const Chart chart{.title = "a < b",
+                    .x_label = "x",
+                    .y_label = "y",
+                    .series = {{"first", {{1, 1}, {2, 3}}}, {"second & last", {{1, 2}, {2, 2}}}},
+                    .caption = "means"};
+  const std::string svg = chart_svg(chart);
+  EXPECT_EQ(svg.rfind("<svg xmlns=", 0), 0u);
+  EXPECT_EQ(count(svg, "<svg"), 1u);
+  EXPECT_EQ(count(svg, "<path"), 2u);
+  for (const char* text : {"a &lt; b", ">first<", "second &amp; last", ">means<"})
+    EXPECT_EQ(count(svg, text) > 0, true) << text;
+  EXPECT_EQ(count(svg, "http"), 1u);  // the name space
+}
+
+TEST(Chart, MovingMeansAreThoseOfTheLastValues) {
+  const std::vector<float> values = {1, 3, 5, 7};
+  EXPECT_EQ(moving_mean(values, 10, 2), (std::vector<std::pair<double, double>>{{11, 2.0}, {12, 4.0}, {13, 6.0}}));
+  EXPECT_EQ(moving_mean(values, 0, 9), (std::vector<std::pair<double, double>>{{3, 4.0}}));
+  EXPECT_LE(moving_mean(std::vector<float>(100000, 1.0f), 0, 1).size(), 402u);
+}
+
 TEST(HeatMaps, DarkerCellsAreLargerValues) {
   HeatMaps maps{.title = "t",
                 .x_label = "x",

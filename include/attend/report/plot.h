@@ -1,5 +1,7 @@
 #pragma once
 // Charts as SVG: lines and scatters on linear or logarithmic axes.
+#include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +25,12 @@ struct Chart {
 
 // A <figure> with title, legend and an inline SVG; everything is escaped. Needs the style of a Page.
 std::string chart_html(const Chart& chart);
+
+// The same as a picture that stands alone, for light and dark screens: an SVG document.
+std::string chart_svg(const Chart& chart);
+
+// Means over the last `window` values, at no more than about 400 places; x counts from `begin`.
+std::vector<std::pair<double, double>> moving_mean(std::span<const float> values, int64_t begin, int64_t window);
 
 // Round values that cover [low, high]: about `wanted` of them; 1, 2, 5 times powers of ten on logarithmic axes.
 std::vector<double> axis_ticks(double low, double high, int wanted, bool logarithmic);
