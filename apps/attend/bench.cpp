@@ -62,7 +62,7 @@ int bench(const Arguments& a) {
   Context context = make_context(a.threads, nullptr);
   std::vector<BenchRow> rows;
   for (std::vector<BenchRow>& list :
-       std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(), store_rows()})
+       std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(), store_rows(), selector_rows()})
     for (BenchRow& row : list)
       if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())

@@ -57,6 +57,7 @@ std::vector<BenchRow> variant_rows();
 std::vector<BenchRow> product_rows();
 std::vector<BenchRow> grid_rows();
 std::vector<BenchRow> store_rows();
+std::vector<BenchRow> selector_rows();
 
 // Prints what stores hold while texts come and go.
 int bench_memory(bool json);

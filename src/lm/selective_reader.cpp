@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <limits>
 
@@ -12,8 +11,6 @@
 
 namespace attend {
 namespace {
-
-constexpr int64_t kShortRun = 8;  // rows on average, below which they are gathered
 
 // f(kv head), by several threads; the first error is thrown here.
 template <class F>
@@ -82,58 +79,6 @@ void SelectiveReader::cut(int layer, std::span<const int64_t> counts) {
     if (governs(layer)) index_->cut(layer, static_cast<int>(h), counts[h]);
 }
 
-// The stored runs cut to the chosen slots, which are numbered anew.
-void SelectiveReader::choose_runs(const KeyView& keys, View& view) const {
-  view.runs.clear();
-  int64_t slot = 0;
-  auto run = keys.runs.begin();
-  for (const KeyRange& range : view.selection.slots)
-    for (int64_t at = range.begin; at < range.end;) {
-      while (run->first_slot + run->count <= at) ++run;
-      const int64_t first = at - run->first_slot, count = std::min(range.end - at, run->count - first);
-      KeyRun part = *run;
-      part.k = static_cast<const std::byte*>(run->k) + first * run->k_stride * size_of(keys.k_type);
-      part.v = static_cast<const std::byte*>(run->v) + first * run->v_stride * size_of(keys.v_type);
-      part.first_slot = slot;
-      part.count = count;
-      view.runs.push_back(part);
-      slot += count;
-      at += count;
-    }
-}
-
-// Copies the chosen rows side by side. Single rows come from memory at random: asked for well ahead, they arrive at its
-// bandwidth instead of its latency.
-void SelectiveReader::gather(const KeyView& keys, const AttentionLayer& layer, View& view) const {
-  constexpr size_t kAhead = 16;  // runs
-  constexpr int64_t kLine = 64;  // bytes
-  const int64_t k_row = row_bytes(keys.k_type, layer.d), v_row = row_bytes(keys.v_type, layer.dv);
-  const int64_t count = view.selection.count();
-  std::byte *k = view.rows.data(), *v = k + count * k_row;
-  auto fetch = [](const void* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const std::byte*>(from) + at);
-  };
-  for (size_t i = 0; i < view.runs.size(); ++i) {
-    if (i + kAhead < view.runs.size()) {
-      const KeyRun& later = view.runs[i + kAhead];
-      fetch(later.k, k_row), fetch(later.v, v_row);
-    }
-    const KeyRun& run = view.runs[i];
-    for (int64_t r = 0; r < run.count; ++r, k += k_row, v += v_row) {
-      std::memcpy(k, static_cast<const std::byte*>(run.k) + r * run.k_stride * size_of(keys.k_type),
-                  static_cast<size_t>(k_row));
-      std::memcpy(v, static_cast<const std::byte*>(run.v) + r * run.v_stride * size_of(keys.v_type),
-                  static_cast<size_t>(v_row));
-    }
-  }
-  view.runs.assign(1, {.k = view.rows.data(),
-                       .v = view.rows.data() + count * k_row,
-                       .k_stride = k_row / size_of(keys.k_type),
-                       .v_stride = v_row / size_of(keys.v_type),
-                       .first_slot = 0,
-                       .count = count});
-}
-
 const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, const float* q, int threads) {
   const AttentionLayer& l = graph_.layers[static_cast<size_t>(layer)];
   const int64_t group = l.heads / l.kv_heads;
@@ -160,18 +105,9 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
     bytes_read_ += count * key_bytes_ + (governed ? view.selection.index_bytes : 0);
   }
   if (everything) return nullptr;
-  for (size_t h = 0; h < keys.size(); ++h) {
-    View& view = views_[h];
-    choose_runs(keys[h], view);
-    view.gathered = view.selection.count() < kShortRun * static_cast<int64_t>(view.runs.size());
-    const int64_t bytes = view.selection.count() * (row_bytes(keys[h].k_type, l.d) + row_bytes(keys[h].v_type, l.dv));
-    if (view.gathered && view.rows.bytes() < bytes) view.rows = Buffer(bytes * 5 / 4);
-  }
-  each_head(threads, static_cast<int64_t>(keys.size()), [&](size_t h) {
-    if (views_[h].gathered) gather(keys[h], l, views_[h]);
-  });
-  for (size_t h = 0; h < keys.size(); ++h)
-    chosen_[h] = {.runs = views_[h].runs, .k_type = keys[h].k_type, .v_type = keys[h].v_type, .position = {}};
+  each_head(threads, static_cast<int64_t>(keys.size()),
+            [&](size_t h) { views_[h].keys.cut(keys[h], views_[h].selection, l.d, l.dv); });
+  for (size_t h = 0; h < keys.size(); ++h) chosen_[h] = views_[h].keys.view();
   position_ = static_cast<int32_t>(most - 1);
   arguments_.clear();
   arguments_.emplace("k", std::span<const KeyView>(chosen_));

@@ -6,8 +6,7 @@
 
 #include "attend/kv/store.h"
 #include "attend/lm/graph.h"
-#include "attend/sparse/selector.h"
-#include "attend/tensor/buffer.h"
+#include "attend/sparse/selected_keys.h"
 #include "attend/tensor/registry.h"
 
 namespace attend {
@@ -52,13 +51,9 @@ class SelectiveReader {
 
  private:
   struct View {  // the chosen keys of one kv head
-    std::vector<KeyRun> runs;
     Selection selection;
-    bool gathered = false;  // into `rows`, as they lie far apart
-    Buffer rows;
+    SelectedKeys keys;
   };
-  void choose_runs(const KeyView& keys, View& view) const;
-  void gather(const KeyView& keys, const AttentionLayer& layer, View& view) const;
 
   const Graph& graph_;
   std::unique_ptr<SelectorIndex> index_;

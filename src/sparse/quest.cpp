@@ -1,45 +1,83 @@
 // Quest: pages of keys ranked by the largest score that a key within their bounds could have.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
-#include <numeric>
+#include <type_traits>
 
 #include "attend/simd/hook.h"
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
+#include "sparse/largest.h"
+#include "sparse/selector_of.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kLanes = 16;  // pages side by side
+constexpr int64_t kLanes = 32;  // pages side by side: a group
 
-// Bounds of pages, in groups of 16 pages: [d][16] least, then [d][16] largest.
+// Bounds of the pages of a group: [d][32] least, then [d][32] largest; as numbers, or as bytes between the smallest
+// and the largest of the group.
 struct Bounds {
-  // scores[p] = sum over channels of the larger of q * least and q * largest, of 16 pages.
-  [[gnu::always_inline]] static inline void loop(const float* bounds, const float* q, int64_t d, float* scores) {
-    float sum[kLanes] = {};
-    const float *least = bounds, *largest = bounds + d * kLanes;
-    for (int64_t c = 0; c < d; ++c) {
-      const float x = q[c];
-#pragma omp simd
-      for (int64_t p = 0; p < kLanes; ++p) {
-        const float low = x * least[c * kLanes + p], high = x * largest[c * kLanes + p];
-        sum[p] += low > high ? low : high;
+  using Scores = void (*)(const void* bounds, const float* affine, const float* q, const int32_t* side, int64_t group,
+                          int64_t d, float* scores, int64_t stride);
+
+  // scores[g * stride + p] = sum over channels of the larger of q[g] * least and q[g] * largest, of 32 pages.
+  // side [group, d]: where the row of bounds begins that the sign of q makes the larger one, for all pages.
+  // affine [2, d]: what a byte of 0 stands for, and a step; none where bounds are numbers.
+  template <class T>
+  [[gnu::always_inline]] static inline void loop(const T* bounds, const float* affine, const float* q,
+                                                 const int32_t* side, int64_t group, int64_t d, float* scores,
+                                                 int64_t stride) {
+    constexpr int64_t kChannels = 4;  // at once
+    for (int64_t g = 0; g < group; ++g, q += d) {
+      float base = 0, sum[kLanes];
+      if (affine) {
+#pragma omp simd reduction(+ : base)
+        for (int64_t c = 0; c < d; ++c) base += q[c] * affine[c];
       }
+      for (float& s : sum) s = base;
+      auto row = [&](int64_t c) { return bounds + side[g * d + c]; };
+      auto factor = [&](int64_t c) { return affine ? q[c] * affine[d + c] : q[c]; };
+      int64_t c = 0;
+      for (; c + kChannels <= d; c += kChannels) {
+        const T *a = row(c), *b = row(c + 1), *e = row(c + 2), *f = row(c + 3);
+        const float x = factor(c), y = factor(c + 1), z = factor(c + 2), w = factor(c + 3);
+#pragma omp simd
+        for (int64_t p = 0; p < kLanes; ++p)
+          sum[p] += (x * static_cast<float>(a[p]) + y * static_cast<float>(b[p])) +
+                    (z * static_cast<float>(e[p]) + w * static_cast<float>(f[p]));
+      }
+      for (; c < d; ++c) {
+        const T* a = row(c);
+        const float x = factor(c);
+#pragma omp simd
+        for (int64_t p = 0; p < kLanes; ++p) sum[p] += x * static_cast<float>(a[p]);
+      }
+      std::copy_n(sum, kLanes, scores + g * stride);
     }
-    std::copy_n(sum, kLanes, scores);
   }
-  ATTEND_TARGET_AVX2 static void avx2(const float* bounds, const float* q, int64_t d, float* scores) {
-    loop(bounds, q, d, scores);
+  template <class T>
+  ATTEND_TARGET_AVX2 static void avx2(const void* bounds, const float* affine, const float* q, const int32_t* side,
+                                      int64_t group, int64_t d, float* scores, int64_t stride) {
+    loop(static_cast<const T*>(bounds), affine, q, side, group, d, scores, stride);
   }
-  ATTEND_TARGET_AVX512 static void avx512(const float* bounds, const float* q, int64_t d, float* scores) {
-    loop(bounds, q, d, scores);
+  template <class T>
+  ATTEND_TARGET_AVX512 static void avx512(const void* bounds, const float* affine, const float* q, const int32_t* side,
+                                          int64_t group, int64_t d, float* scores, int64_t stride) {
+    loop(static_cast<const T*>(bounds), affine, q, side, group, d, scores, stride);
+  }
+  template <class T>
+  static Scores of(Isa isa) {
+    return isa == Isa::kAvx2 ? avx2<T> : avx512<T>;
   }
 };
 
 struct QuestOptions {
   int64_t budget, page, dense_layers;
+  bool bytes;  // bounds of full groups as bytes
 };
 
 class QuestIndex : public SelectorIndex {
@@ -47,30 +85,31 @@ class QuestIndex : public SelectorIndex {
   QuestIndex(const SelectorShape& shape, const QuestOptions& options)
       : shape_(shape),
         o_(options),
-        score_(shape.isa == Isa::kAvx2 ? Bounds::avx2 : Bounds::avx512),
-        heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+        closed_bytes_(options.bytes ? 2 * shape.d * (kLanes + int64_t{sizeof(float)})
+                                    : 2 * shape.d * kLanes * int64_t{sizeof(float)}),
+        closed_(options.bytes ? Bounds::of<uint8_t>(shape.isa) : Bounds::of<float>(shape.isa)),
+        open_(Bounds::of<float>(shape.isa)),
+        heads_(shape),
+        scratch_(static_cast<size_t>(shape.kv_heads)) {}
 
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (layer < o_.dense_layers) return;
-    Head& head = at(layer, kv_head);
-    const int64_t n = keys.count(), pages = (n + o_.page - 1) / o_.page, d = shape_.d;
-    head.bounds.resize(static_cast<size_t>((pages + kLanes - 1) / kLanes * kLanes * 2 * d));
-    std::vector<float> rows(static_cast<size_t>(o_.page * d));
-    for (int64_t page = from / o_.page; page < pages; ++page) {
-      const int64_t first = page * o_.page, count = std::min(o_.page, n - first);
-      read_keys(keys, first, count, d, shape_.isa, rows.data());
-      float* least = head.bounds.data() + page / kLanes * kLanes * 2 * d + page % kLanes;
-      float* largest = least + kLanes * d;
-      for (int64_t c = 0; c < d; ++c) {
-        float low = rows[static_cast<size_t>(c)], high = low;
-        for (int64_t r = 1; r < count; ++r) {
-          const float x = rows[static_cast<size_t>(r * d + c)];
-          low = std::min(low, x), high = std::max(high, x);
-        }
-        least[c * kLanes] = low, largest[c * kLanes] = high;
-      }
+    Head& head = heads_.at(layer, kv_head);
+    const int64_t n = keys.count(), pages = (n + o_.page - 1) / o_.page;
+    head.open.resize(static_cast<size_t>(2 * kLanes * shape_.d));
+    std::vector<float>& rows = scratch_[static_cast<size_t>(kv_head)].rows;
+    rows.resize(static_cast<size_t>(o_.page * shape_.d));
+    int64_t page = from / o_.page;
+    if (const int64_t closed = head.closed_groups * kLanes; page < closed) {  // an opened group begins anew
+      head.closed_groups = page / kLanes;
+      page = head.closed_groups * kLanes;
+    }
+    for (; page < pages; ++page) {
+      bound(head, page, keys, rows.data());
+      if ((page + 1) % kLanes == 0 && (page + 1) * o_.page <= n) close(head);
     }
     head.pages = pages;
+    head.closed.resize(static_cast<size_t>(head.closed_groups * closed_bytes_));
   }
 
   // Bounds of a page are made anew when a key joins it, and pages beyond the keys are not looked at.
@@ -80,65 +119,115 @@ class QuestIndex : public SelectorIndex {
     const int64_t n = keys.count();
     selection.everything = layer < o_.dense_layers || n <= o_.budget;
     if (selection.everything) return;
-    const Head& head = at(layer, kv_head);
-    const int64_t padded = (head.pages + kLanes - 1) / kLanes * kLanes;
-    std::vector<float> best(static_cast<size_t>(padded), -std::numeric_limits<float>::infinity());
-    float scores[kLanes];
-    for (int64_t page = 0; page < padded; page += kLanes)
-      for (int64_t g = 0; g < shape_.group; ++g) {
-        score_(head.bounds.data() + page * 2 * shape_.d, q + g * shape_.d, shape_.d, scores);
-        for (int64_t p = 0; p < kLanes; ++p)
-          best[static_cast<size_t>(page + p)] = std::max(best[static_cast<size_t>(page + p)], scores[p]);
+    const Head& head = heads_.at(layer, kv_head);
+    Scratch& scratch = scratch_[static_cast<size_t>(kv_head)];
+    const int64_t d = shape_.d, groups = (head.pages + kLanes - 1) / kLanes;
+    const int64_t padded = groups * kLanes;
+    scratch.scores.resize(static_cast<size_t>(shape_.group * padded));
+    scratch.side.resize(static_cast<size_t>(shape_.group * d));
+    for (int64_t i = 0; i < shape_.group * d; ++i)
+      scratch.side[static_cast<size_t>(i)] = static_cast<int32_t>((i % d + (q[i] > 0 ? d : 0)) * kLanes);
+    for (int64_t group = 0; group < groups; ++group) {
+      float* scores = scratch.scores.data() + group * kLanes;
+      if (group == head.closed_groups) {
+        open_(head.open.data(), nullptr, q, scratch.side.data(), shape_.group, d, scores, padded);
+        continue;
       }
-    selection.index_bytes = padded * 2 * shape_.d * static_cast<int64_t>(sizeof(float));
+      const std::byte* closed = head.closed.data() + group * closed_bytes_;
+      closed_(closed + (o_.bytes ? 2 * d * int64_t{sizeof(float)} : 0),
+              o_.bytes ? reinterpret_cast<const float*>(closed) : nullptr, q, scratch.side.data(), shape_.group, d,
+              scores, padded);
+    }
+    selection.index_bytes = head.closed_groups * closed_bytes_ +
+                            (groups > head.closed_groups ? static_cast<int64_t>(head.open.size() * sizeof(float)) : 0);
     // The page of the newest key always takes part.
+    // A page counts by the head that wants it most, against that head's best page: scores of different heads have
+    // nothing in common (keys' mean alone moves them).
+    scratch.best.assign(static_cast<size_t>(head.pages), -std::numeric_limits<float>::infinity());
+    for (int64_t g = 0; g < shape_.group; ++g) {
+      const float* scores = scratch.scores.data() + g * padded;
+      const float most = *std::max_element(scores, scores + head.pages);
+      for (size_t page = 0; page < scratch.best.size(); ++page)
+        scratch.best[page] = std::max(scratch.best[page], scores[page] - most);
+    }
+    scratch.best.back() = std::numeric_limits<float>::infinity();
     const int64_t wanted = std::clamp<int64_t>(o_.budget / o_.page, 1, head.pages);
-    best[static_cast<size_t>(head.pages - 1)] = std::numeric_limits<float>::infinity();
-    std::vector<int64_t> order(static_cast<size_t>(head.pages));
-    std::iota(order.begin(), order.end(), int64_t{0});
-    std::nth_element(order.begin(), order.begin() + (wanted - 1), order.end(), [&](int64_t a, int64_t b) {
-      const float x = best[static_cast<size_t>(a)], y = best[static_cast<size_t>(b)];
-      return x != y ? x > y : a > b;
-    });
-    order.resize(static_cast<size_t>(wanted));
-    std::sort(order.begin(), order.end());
-    for (int64_t page : order) append_range(selection.slots, {page * o_.page, std::min(n, (page + 1) * o_.page)});
+    largest(scratch.best, wanted, shape_.isa, scratch.order, scratch.chosen);
+    for (int64_t page : scratch.chosen)
+      append_range(selection.slots, {page * o_.page, std::min(n, (page + 1) * o_.page)});
   }
 
-  void clear() override {
-    for (Head& head : heads_) head = Head();
-  }
+  void clear() override { heads_.clear(); }
   int64_t bytes() const override {
     int64_t total = 0;
-    for (const Head& head : heads_) total += static_cast<int64_t>(head.bounds.capacity() * sizeof(float));
+    for (const Head& head : heads_)
+      total += static_cast<int64_t>(head.closed.capacity() + head.open.capacity() * sizeof(float));
     return total;
   }
 
  private:
   struct Head {
-    std::vector<float> bounds;
-    int64_t pages = 0;
+    std::vector<std::byte> closed;  // full groups; as bytes: [2, d] affine, then the bounds
+    std::vector<float> open;        // the last group
+    int64_t pages = 0, closed_groups = 0;
   };
-  Head& at(int layer, int kv_head) { return heads_[static_cast<size_t>(layer * shape_.kv_heads + kv_head)]; }
+  struct Scratch {
+    std::vector<float> rows, scores, best;
+    std::vector<int32_t> order, side;
+    std::vector<int64_t> chosen;
+  };
+
+  // The bounds of a page into the open group.
+  void bound(Head& head, int64_t page, const KeyView& keys, float* rows) const {
+    const int64_t first = page * o_.page, count = std::min(o_.page, keys.count() - first), d = shape_.d;
+    read_keys(keys, first, count, d, shape_.isa, rows);
+    float* least = head.open.data() + page % kLanes;
+    float* largest = least + kLanes * d;
+    for (int64_t c = 0; c < d; ++c) {
+      float low = rows[c], high = low;
+      for (int64_t r = 1; r < count; ++r) low = std::min(low, rows[r * d + c]), high = std::max(high, rows[r * d + c]);
+      least[c * kLanes] = low, largest[c * kLanes] = high;
+    }
+  }
+
+  static uint8_t byte(float x) { return x > 0 ? static_cast<uint8_t>(std::min(x, 255.0f)) : uint8_t{0}; }
+
+  // The open group is full: it joins the closed ones. Least bounds round down and largest ones up.
+  void close(Head& head) const {
+    const int64_t d = shape_.d;
+    head.closed.resize(static_cast<size_t>((head.closed_groups + 1) * closed_bytes_));
+    std::byte* to = head.closed.data() + head.closed_groups++ * closed_bytes_;
+    if (!o_.bytes) {
+      std::memcpy(to, head.open.data(), head.open.size() * sizeof(float));
+      return;
+    }
+    auto* affine = reinterpret_cast<float*>(to);
+    auto* bytes = reinterpret_cast<uint8_t*>(affine + 2 * d);
+    for (int64_t c = 0; c < d; ++c) {
+      const float *least = head.open.data() + c * kLanes, *largest = least + kLanes * d;
+      const float low = *std::min_element(least, least + kLanes), high = *std::max_element(largest, largest + kLanes);
+      const float step = (high - low) / 255, per_step = step > 0 ? 1 / step : 0;
+      affine[c] = low, affine[d + c] = step;
+      for (int64_t p = 0; p < kLanes; ++p) {
+        bytes[c * kLanes + p] = byte(std::floor((least[p] - low) * per_step));
+        bytes[(d + c) * kLanes + p] = byte(std::ceil((largest[p] - low) * per_step));
+      }
+    }
+  }
 
   SelectorShape shape_;
   QuestOptions o_;
-  void (*score_)(const float*, const float*, int64_t, float*);
-  std::vector<Head> heads_;
-};
-
-struct Quest : Selector {
-  explicit Quest(const QuestOptions& options) : o(options) {}
-  std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
-    return std::make_unique<QuestIndex>(shape, o);
-  }
-  QuestOptions o;
+  int64_t closed_bytes_;  // of a group
+  Bounds::Scores closed_, open_;
+  PerHead<Head> heads_;
+  std::vector<Scratch> scratch_;  // of kv heads
 };
 
 constexpr Option kOptions[] = {
     {"budget", "tokens", "keys that a token reads", "1024", OptionType::kInteger, 1, 1e15},
     {"page", "tokens", "keys that are read or left together", "16", OptionType::kInteger, 1, 4096},
-    {"dense", "layers", "first layers that read everything", "2", OptionType::kInteger, 0, 1e6}};
+    {"dense", "layers", "first layers that read everything", "2", OptionType::kInteger, 0, 1e6},
+    {"bounds", "", "how bounds of pages are kept", "int8", OptionType::kText, 0, 0, "int8|f32"}};
 constexpr Paper kPapers[] = {
     {"Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", "2406.10774", ""}};
 constexpr std::string_view kAliases[] = {"QuestPress"};
@@ -148,7 +237,8 @@ constexpr Entry kQuest = {
     .name = "quest",
     .room = "sparse",
     .equation =
-        "score[p] = max over the heads that read p of sum_c max(q[c] min_p[c], q[c] max_p[c]),\n"
+        "score[h,p] = sum_c max(q[h,c] min_p[c], q[h,c] max_p[c]),  pages by max over heads h of\n"
+        "score[h,p] - max over pages of score[h,.],\n"
         "min_p and max_p over the keys of page p",
     .summary = "Reads the pages whose bounds allow the largest scores.",
     .options = kOptions,
@@ -158,9 +248,13 @@ constexpr Entry kQuest = {
     .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
     .notes =
         "Algorithm 1; prompts are read densely. Pages are of slots. With grouped heads a page counts by the head that "
-        "wants it most (the paper has no groups). Bounds are f32: 8 d bytes a page.",
+        "wants it most, against that head's best page (the paper has no groups). Bounds are bytes between the extremes "
+        "of 32 pages, rounded outwards: "
+        "2.25 d bytes "
+        "a page, where bounds=f32 takes 8 d and ranks as the paper does to the last bit.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<Quest>(QuestOptions{spec.integer("budget"), spec.integer("page"), spec.integer("dense")});
+      return std::make_unique<SelectorOf<QuestIndex, QuestOptions>>(QuestOptions{
+          spec.integer("budget"), spec.integer("page"), spec.integer("dense"), spec.text("bounds") == "int8"});
     },
     .aliases = kAliases};
 

@@ -2,30 +2,25 @@
 // follow (TidalDecode).
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
+#include "sparse/largest.h"
+#include "sparse/selector_of.h"
 
 namespace attend {
 namespace {
 
 // Slots of the `budget` keys that the heads of a group gave most weight in sum, ascending.
-std::vector<int64_t> most_weighted(std::span<const std::vector<float>> weights, int64_t budget) {
+std::vector<int64_t> most_weighted(std::span<const std::vector<float>> weights, int64_t budget, Isa isa) {
   const size_t n = weights[0].size();
   std::vector<float> sum(n, 0.0f);
   for (const std::vector<float>& head : weights)
     for (size_t j = 0; j < n; ++j) sum[j] += head[j];
-  std::vector<int64_t> slots(n);
-  std::iota(slots.begin(), slots.end(), int64_t{0});
-  const int64_t kept = std::min<int64_t>(budget, static_cast<int64_t>(n));
-  std::nth_element(slots.begin(), slots.begin() + (kept - 1), slots.end(), [&](int64_t a, int64_t b) {
-    const float x = sum[static_cast<size_t>(a)], y = sum[static_cast<size_t>(b)];
-    return x != y ? x > y : a > b;
-  });
-  slots.resize(static_cast<size_t>(kept));
-  std::sort(slots.begin(), slots.end());
+  std::vector<int64_t> slots;
+  std::vector<int32_t> order;
+  largest(sum, std::min<int64_t>(budget, static_cast<int64_t>(n)), isa, order, slots);
   return slots;
 }
 
@@ -34,8 +29,8 @@ struct HeavyKeys {
   int64_t seen = 0;            // keys when they were chosen; all later ones are read, too
   std::vector<int64_t> since;  // how many keys there were at each token that chose since
 
-  void choose(std::span<const std::vector<float>> weights, int64_t budget) {
-    slots = most_weighted(weights, budget);
+  void choose(std::span<const std::vector<float>> weights, int64_t budget, Isa isa) {
+    slots = most_weighted(weights, budget, isa);
     seen = static_cast<int64_t>(weights[0].size());
     since.clear();
   }
@@ -48,14 +43,13 @@ struct HeavyKeys {
 
 class HeavyIndex : public SelectorIndex {
  public:
-  explicit HeavyIndex(const SelectorShape& shape)
-      : shape_(shape), heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+  explicit HeavyIndex(const SelectorShape& shape) : shape_(shape), heads_(shape) {}
 
   void update(int layer, int kv_head, const KeyView&, int64_t from) override {
     // Slots that moved are not the ones that were chosen.
     if (HeavyKeys& head = at(layer, kv_head); from < head.seen) head = HeavyKeys();
   }
-  void clear() override { std::fill(heads_.begin(), heads_.end(), HeavyKeys()); }
+  void clear() override { heads_.clear(); }
   int64_t bytes() const override {
     int64_t total = 0;
     for (const HeavyKeys& head : heads_)
@@ -64,16 +58,13 @@ class HeavyIndex : public SelectorIndex {
   }
 
  protected:
-  size_t index(int layer, int kv_head) const {
-    return static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head);
-  }
-  HeavyKeys& at(int layer, int kv_head) { return heads_[index(layer, kv_head)]; }
-  const HeavyKeys& at(int layer, int kv_head) const { return heads_[index(layer, kv_head)]; }
+  HeavyKeys& at(int layer, int kv_head) { return heads_.at(layer, kv_head); }
+  const HeavyKeys& at(int layer, int kv_head) const { return heads_.at(layer, kv_head); }
   const SelectorShape& shape() const { return shape_; }
 
  private:
   SelectorShape shape_;
-  std::vector<HeavyKeys> heads_;
+  PerHead<HeavyKeys> heads_;
 };
 
 struct RecycledOptions {
@@ -84,7 +75,7 @@ struct RecycledOptions {
 class RecycledIndex : public HeavyIndex {
  public:
   RecycledIndex(const SelectorShape& shape, const RecycledOptions& options)
-      : HeavyIndex(shape), o_(options), queries_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+      : HeavyIndex(shape), o_(options), queries_(shape) {}
 
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     HeavyKeys& head = at(layer, kv_head);
@@ -102,19 +93,18 @@ class RecycledIndex : public HeavyIndex {
     while (!since.empty() && since.back() > count) since.pop_back();
   }
   void weighed(int layer, int kv_head, const float* q, std::span<const std::vector<float>> weights) override {
-    at(layer, kv_head).choose(weights, o_.budget);
-    query(layer, kv_head).assign(q, q + shape().group * shape().d);
+    at(layer, kv_head).choose(weights, o_.budget, shape().isa);
+    queries_.at(layer, kv_head).assign(q, q + shape().group * shape().d);
   }
   void clear() override {
     HeavyIndex::clear();
-    for (auto& q : queries_) q.clear();
+    queries_.clear();
   }
 
  private:
-  std::vector<float>& query(int layer, int kv_head) { return queries_[index(layer, kv_head)]; }
   // Of the queries now and at the last full step, the mean over the heads of a group.
   double cosine(int layer, int kv_head, const float* q) {
-    const std::vector<float>& before = query(layer, kv_head);
+    const std::vector<float>& before = queries_.at(layer, kv_head);
     double mean = 0;
     for (int g = 0; g < shape().group; ++g) {
       double xy = 0, xx = 0, yy = 0;
@@ -128,7 +118,7 @@ class RecycledIndex : public HeavyIndex {
   }
 
   RecycledOptions o_;
-  std::vector<std::vector<float>> queries_;
+  PerHead<std::vector<float>> queries_;
 };
 
 struct TidalOptions {
@@ -137,6 +127,7 @@ struct TidalOptions {
 
 class TidalIndex : public HeavyIndex {
  public:
+  static constexpr bool kSharesSlots = true;
   TidalIndex(const SelectorShape& shape, const TidalOptions& options) : HeavyIndex(shape), o_(options) {}
 
   void select(int layer, int kv_head, const KeyView& keys, const float*, Selection& selection) override {
@@ -152,7 +143,7 @@ class TidalIndex : public HeavyIndex {
   bool wants_weights(int layer) const override { return layer == o_.select || layer == o_.correct; }
   void weighed(int layer, int kv_head, const float*, std::span<const std::vector<float>> weights) override {
     HeavyKeys& head = at(layer, kv_head);
-    head.choose(weights, o_.budget);
+    head.choose(weights, o_.budget, shape().isa);
     // The newest key is always read.
     if (const int64_t last = head.seen - 1; head.slots.back() != last) head.slots.back() = last;
   }
@@ -161,23 +152,6 @@ class TidalIndex : public HeavyIndex {
   int64_t chooser(int layer) const { return o_.correct > o_.select && layer > o_.correct ? o_.correct : o_.select; }
 
   TidalOptions o_;
-};
-
-struct Recycled : Selector {
-  explicit Recycled(const RecycledOptions& options) : o(options) {}
-  std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
-    return std::make_unique<RecycledIndex>(shape, o);
-  }
-  RecycledOptions o;
-};
-
-struct Tidal : Selector {
-  explicit Tidal(const TidalOptions& options) : o(options) {}
-  std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
-    return std::make_unique<TidalIndex>(shape, o);
-  }
-  bool shares_slots() const override { return true; }
-  TidalOptions o;
 };
 
 constexpr Option kBudget = {"budget", "tokens", "keys that are read again", "1024", OptionType::kInteger, 1, 1e15};
@@ -213,7 +187,7 @@ constexpr Entry kEntries[] = {
          "Prompts are read densely. The schedule by similarity compares queries of each kv head, so heads may take "
          "full steps at different tokens.",
      .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-       return std::make_unique<Recycled>(
+       return std::make_unique<SelectorOf<RecycledIndex, RecycledOptions>>(
            RecycledOptions{spec.integer("budget"), spec.integer("stride"), spec.real("similarity")});
      }},
     {.kind = Kind::kSelector,
@@ -231,7 +205,7 @@ constexpr Entry kEntries[] = {
          "Algorithm 1; prompts are read densely. Heads choose by group (the authors' code: by query head). Correcting "
          "stored keys now and then by a dense pass is left out.",
      .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-       return std::make_unique<Tidal>(
+       return std::make_unique<SelectorOf<TidalIndex, TidalOptions>>(
            TidalOptions{spec.integer("budget"), spec.integer("select"), spec.integer("correct")});
      }},
 };

@@ -1,6 +1,7 @@
 // Quest's index against plain loops over the keys.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -42,14 +43,14 @@ std::unique_ptr<SelectorIndex> open(const char* spec, Isa isa) {
       ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
 }
 
-// The `pages` pages whose bounds allow the largest scores, the last one among them.
-std::vector<KeyRange> expected(const std::vector<float>& k, int64_t n, const std::vector<float>& q, int64_t page,
-                               int64_t pages) {
-  std::vector<std::pair<double, int64_t>> scored;
-  for (int64_t first = 0; first < n; first += page) {
-    const int64_t end = std::min(n, first + page);
-    double best = -INFINITY;
-    for (int g = 0; g < kGroup; ++g) {
+// Each page's bound relative to that of the head's best page, of the head that wants it most; the last page's infinite.
+std::vector<double> relative_bounds(const std::vector<float>& k, int64_t n, const std::vector<float>& q, int64_t page) {
+  const size_t count = static_cast<size_t>((n + page - 1) / page);
+  std::vector<double> relative(count, -INFINITY);  // to the head's best page, of the head that wants a page most
+  for (int g = 0; g < kGroup; ++g) {
+    std::vector<double> own;
+    for (int64_t first = 0; first < n; first += page) {
+      const int64_t end = std::min(n, first + page);
       double bound = 0, largest = -INFINITY;
       for (int64_t c = 0; c < kD; ++c) {
         double term = -INFINITY, low = INFINITY, high = -INFINITY;
@@ -69,10 +70,21 @@ std::vector<KeyRange> expected(const std::vector<float>& k, int64_t n, const std
         largest = std::max(largest, dot);
       }
       EXPECT_GE(bound, largest - 1e-5) << "no key of a page scores beyond its bound";
-      best = std::max(best, bound);
+      own.push_back(bound);
     }
-    scored.emplace_back(end == n ? INFINITY : best, first);
+    const double best = *std::max_element(own.begin(), own.end());
+    for (size_t p = 0; p < count; ++p) relative[p] = std::max(relative[p], own[p] - best);
   }
+  relative.back() = INFINITY;
+  return relative;
+}
+
+// The `pages` pages whose bounds allow the largest scores, the last one among them.
+std::vector<KeyRange> expected(const std::vector<float>& k, int64_t n, const std::vector<float>& q, int64_t page,
+                               int64_t pages) {
+  const std::vector<double> relative = relative_bounds(k, n, q, page);
+  std::vector<std::pair<double, int64_t>> scored;
+  for (size_t p = 0; p < relative.size(); ++p) scored.emplace_back(relative[p], static_cast<int64_t>(p) * page);
   std::sort(scored.rbegin(), scored.rend());
   scored.resize(static_cast<size_t>(pages));
   std::vector<int64_t> firsts;
@@ -89,7 +101,7 @@ TEST(Quest, ReadsThePagesOfTheLargestBounds) {
     for (int64_t n : {65, 500, 1000}) {
       SCOPED_TRACE(testing::Message() << name_of(info.isa) << " " << n << " keys");
       Keys keys(n);
-      const auto index = open("quest:budget=64,page=16,dense=1", info.isa);
+      const auto index = open("quest:budget=64,page=16,dense=1,bounds=f32", info.isa);
       for (int64_t seen = 0; seen < n; seen += 37) index->update(1, 1, keys.first(std::min(n, seen + 37)), seen);
       for (uint64_t seed = 0; seed < 5; ++seed) {
         const std::vector<float> q = normal(kGroup * kD, 100 + seed);
@@ -100,6 +112,59 @@ TEST(Quest, ReadsThePagesOfTheLargestBounds) {
         EXPECT_GT(selection.index_bytes, 0);
       }
     }
+  }
+}
+
+// Bounds as bytes move outwards by at most a step, 1/255 of a channel's range, and so do those they are compared with.
+TEST(Quest, KeepsItsOrderToWithinAStepOfByteBounds) {
+  constexpr int64_t kCount = 3000, kPage = 8;
+  Keys keys(kCount);
+  std::vector<double> step;
+  for (int64_t c = 0; c < kD; ++c) {
+    double low = INFINITY, high = -INFINITY;
+    for (int64_t j = 0; j < kCount; ++j) {
+      low = std::min<double>(low, keys.rows[static_cast<size_t>(j * kD + c)]);
+      high = std::max<double>(high, keys.rows[static_cast<size_t>(j * kD + c)]);
+    }
+    step.push_back((high - low) / 255);
+  }
+  for (const IsaInfo& info : isa_list()) {
+    if (!info.usable) continue;
+    SCOPED_TRACE(name_of(info.isa));
+    const auto bytes = open("quest:budget=256,page=8,dense=0", info.isa);
+    const auto numbers = open("quest:budget=256,page=8,dense=0,bounds=f32", info.isa);
+    for (int64_t seen = 0; seen < kCount; seen += 113) {
+      bytes->update(0, 0, keys.first(std::min(kCount, seen + 113)), seen);
+      numbers->update(0, 0, keys.first(std::min(kCount, seen + 113)), seen);
+    }
+    EXPECT_LT(bytes->bytes(), numbers->bytes() * 2 / 3);
+    int64_t moved = 0;
+    for (uint64_t seed = 0; seed < 10; ++seed) {
+      const std::vector<float> q = normal(kGroup * kD, 200 + seed);
+      double slack = 0;
+      for (int g = 0; g < kGroup; ++g) {
+        double sum = 0;
+        for (int64_t c = 0; c < kD; ++c)
+          sum += std::fabs(static_cast<double>(q[static_cast<size_t>(g * kD + c)])) * step[static_cast<size_t>(c)];
+        slack = std::max(slack, sum);
+      }
+      const std::vector<double> relative = relative_bounds(keys.rows, kCount, q, kPage);
+      Selection a, b;
+      bytes->select(0, 0, keys.first(kCount), q.data(), a);
+      numbers->select(0, 0, keys.first(kCount), q.data(), b);
+      EXPECT_EQ(a.count(), 256);
+      EXPECT_LT(a.index_bytes, b.index_bytes);
+      moved += a.slots != b.slots;
+      std::vector<bool> chosen(relative.size());
+      for (const KeyRange& range : a.slots)
+        for (int64_t j = range.begin; j < range.end; ++j) chosen[static_cast<size_t>(j / kPage)] = true;
+      double least = INFINITY, most = -INFINITY;
+      for (size_t p = 0; p < chosen.size(); ++p)
+        (chosen[p] ? least : most) = chosen[p] ? std::min(least, relative[p]) : std::max(most, relative[p]);
+      // Each bound and each best page's bound may move by `slack`.
+      EXPECT_GE(least + 2 * slack, most);
+    }
+    EXPECT_GT(moved, 0) << "else bytes were not used";
   }
 }
 

@@ -1,0 +1,31 @@
+#pragma once
+// The chosen keys of one kv head as a view that kernels take: the stored runs cut to the chosen slots, or, where these
+// lie far apart, copies of them side by side. Slots are numbered anew from 0.
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include "attend/sparse/selector.h"
+#include "attend/tensor/buffer.h"
+#include "attend/tensor/key_view.h"
+
+namespace attend {
+
+class SelectedKeys {
+ public:
+  // Throws Error(kMemory). `keys` must outlive the view.
+  void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv);
+
+  // Valid until the next cut().
+  const KeyView& view() const { return view_; }
+
+ private:
+  void gather(const KeyView& keys, int64_t count, int64_t d, int64_t dv);
+
+  std::vector<KeyRun> runs_;
+  std::vector<std::pair<const std::byte*, const std::byte*>> row_;  // keys and values to gather
+  Buffer rows_;
+  KeyView view_;
+};
+
+}  // namespace attend
