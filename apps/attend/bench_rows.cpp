@@ -71,7 +71,8 @@ std::vector<AttentionCall> attentions() {
     const Port* k = nullptr;
     for (const Port& port : entry->in)
       if (port.name == "k") k = &port;
-    const bool halves = k && k->types.find("f16") != std::string_view::npos;
+    if (!k) continue;  // no queries and keys, no share of what pairs of them cost
+    const bool halves = k->types.find("f16") != std::string_view::npos;
     const AttentionCall shapes[] = {{name + "-prefill-f32-d64", spec, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
                                     {name + (halves ? "-decode-f16-8x2-32k" : "-decode-f32-8x2-32k"), spec, 1, 8, 2, 1,
                                      32768, 128, 128, halves ? f16 : f32, true}};
