@@ -8,8 +8,10 @@
 #include "attend/simd/row_ops.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
+#include "gated_attention.h"
 #include "row_gradients.h"
 #include "rows.h"
+#include "segments.h"
 #include "transposed.h"
 
 namespace attend {
@@ -26,15 +28,18 @@ class GatedModel::Run {
   Run(std::shared_ptr<const LanguageModel> model, int64_t sinks, int64_t recent)
       : model_(std::move(model)),
         graph_(model_->graph()),
-        sinks_(sinks),
-        recent_(recent),
+        streaming_{sinks, recent},
         kv_heads_(graph_.layers.front().kv_heads),
         transposed_(graph_.matrices.size()),
         cosine_(graph_.rotaries.size()),
         sine_(graph_.rotaries.size()),
         slots_(graph_.slots.size()),
         gradients_(graph_.slots.size()),
-        saved_(graph_.operations.size()) {
+        segments_(segments(graph_)),
+        starts_(segments_.size()) {
+    size_t most = 0;
+    for (const Segment& segment : segments_) most = std::max(most, segment.end - segment.begin);
+    saved_.resize(most);
     if (sinks < 0) refuse("sinks", sinks, "must be at least 0");
     if (recent < 1) refuse("recent", recent, "must be at least 1");
   }
@@ -46,6 +51,7 @@ class GatedModel::Run {
     check(ids, gates, wanted);
     if (!gates.empty()) transpose(context);
     gates_.assign(gates.begin(), gates.end());
+    ids_.assign(ids.begin(), ids.end());
     rows_ = tokens_ = static_cast<int64_t>(ids.size());
     wanted_ = wanted;
     for (size_t s = 0; s < slots_.size(); ++s) reserve(slots_[s], rows_ * graph_.slots[s].width);
@@ -55,9 +61,11 @@ class GatedModel::Run {
       angles.fill(int64_t{0}, rows_, ops, reserve(cosine_[r], rows_ * angles.pairs()),
                   reserve(sine_[r], rows_ * angles.pairs()));
     }
-    Step step{ops, context, ids, observer};
-    for (size_t i = 0; i < graph_.operations.size(); ++i)
-      std::visit([&](const auto& o) { run(o, saved_[i], step); }, graph_.operations[i]);
+    Step step{.ops = ops, .context = context, .observer = observer};
+    for (size_t s = 0; s < segments_.size(); ++s) {
+      if (!gates_.empty()) keep_start(segments_[s], starts_[s]);
+      run_segment(segments_[s], step);
+    }
     return dense_view(row(graph_.output_slot, 0), DType::kF32, {rows_, width(graph_.output_slot)});
   }
 
@@ -75,16 +83,19 @@ class GatedModel::Run {
                   static_cast<size_t>(tokens_ * graph_.slots[s].width) * sizeof(float));
     std::memcpy(gradients_[static_cast<size_t>(graph_.output_slot)].data(), d_result.data,
                 static_cast<size_t>(wanted_ * result_width) * sizeof(float));
-    rows_ = wanted_;
     d_gates_ = d_gates;
-    Step step{row_ops(active_isa(context)), context};
+    Step step{.ops = row_ops(active_isa(context)), .context = context, .saving = true};
     // Nothing below the lowest gate has a gradient that anybody asks for.
     size_t first = 0;
     for (; first < graph_.operations.size(); ++first)
       if (const auto* o = std::get_if<op::Attend>(&graph_.operations[first]); o && gated(o->layer)) break;
-    for (size_t i = graph_.operations.size(); i-- > first;) {
-      step.lowest = i == first;
-      std::visit([&](const auto& o) { undo(o, saved_[i], step); }, graph_.operations[i]);
+    for (size_t s = segments_.size(); s-- > 0 && segments_[s].end > first;) {
+      restore_start(segments_[s], starts_[s]);
+      run_segment(segments_[s], step);
+      for (size_t i = segments_[s].end; i-- > std::max(first, segments_[s].begin);) {
+        step.lowest = i == first;
+        std::visit([&](const auto& o) { undo(o, saved_[i - segments_[s].begin], step); }, graph_.operations[i]);
+      }
     }
     gates_.clear();  // gradients are taken once
   }
@@ -93,12 +104,36 @@ class GatedModel::Run {
   struct Step {
     const RowOps& ops;
     Context& context;
-    std::span<const int32_t> ids = {};
     const Observer* observer = nullptr;
+    bool saving = false;
     bool lowest = false;
   };
-  // What an operation's backward needs, in the order in which it was saved.
-  using Saved = std::vector<Buffer>;
+  // What an operation's backward needs.
+  struct Saved {
+    Buffer x, y;
+    GatedAttention attention;
+  };
+  // The activations that a segment begins with.
+  struct Start {
+    int64_t rows = 0;
+    std::vector<Buffer> slots;
+  };
+
+  void run_segment(const Segment& segment, Step& step) {
+    for (size_t i = segment.begin; i < segment.end; ++i)
+      std::visit([&](const auto& o) { run(o, saved_[i - segment.begin], step); }, graph_.operations[i]);
+  }
+  void keep_start(const Segment& segment, Start& start) {
+    start.rows = rows_;
+    start.slots.resize(segment.live.size());
+    for (size_t i = 0; i < segment.live.size(); ++i) save(start.slots[i], segment.live[i]);
+  }
+  void restore_start(const Segment& segment, const Start& start) {
+    rows_ = start.rows;
+    for (size_t i = 0; i < segment.live.size(); ++i)
+      std::memcpy(row(segment.live[i], 0), start.slots[i].data(),
+                  static_cast<size_t>(rows_ * width(segment.live[i])) * sizeof(float));
+  }
 
   int64_t width(int slot) const { return graph_.slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
@@ -132,19 +167,13 @@ class GatedModel::Run {
     parallel_for(step.context.threads, rows_, [&](int64_t r, int) { f(r); });
   }
 
-  float* place(Saved& saved, size_t index, int64_t floats) const {
-    if (saved.size() <= index) saved.resize(index + 1);
-    return reserve(saved[index], floats);
-  }
-  void save(Saved& saved, size_t index, int slot) {
-    if (gates_.empty()) return;
+  void save(Buffer& to, int slot) {
     const int64_t floats = rows_ * width(slot);
-    std::memcpy(place(saved, index, floats), row(slot, 0), static_cast<size_t>(floats) * sizeof(float));
+    std::memcpy(reserve(to, floats), row(slot, 0), static_cast<size_t>(floats) * sizeof(float));
   }
 
   void run(const op::Embed& o, Saved&, Step& step) {
-    each_row(step,
-             [&](int64_t r) { unpack_row(model_->matrix(o.matrix), step.ids[static_cast<size_t>(r)], row(o.x, r)); });
+    each_row(step, [&](int64_t r) { unpack_row(model_->matrix(o.matrix), ids_[static_cast<size_t>(r)], row(o.x, r)); });
   }
   void undo(const op::Embed&, Saved&, Step&) {}
 
@@ -156,7 +185,7 @@ class GatedModel::Run {
   }
 
   void run(const op::RmsNorm& o, Saved& saved, Step& step) {
-    save(saved, 0, o.x);
+    if (step.saving) save(saved.x, o.x);
     const int64_t part = width(o.x) / o.groups;
     each_row(step, [&](int64_t r) {
       for (int64_t g = 0; g < o.groups; ++g)
@@ -168,7 +197,7 @@ class GatedModel::Run {
     const bool in_place = o.x == o.y;
     each_row(step, [&](int64_t r) {
       for (int64_t g = 0; g < o.groups; ++g)
-        rms_norm_backward(saved[0].as<float>() + r * n + g * part, model_->vector(o.vector), part, o.epsilon,
+        rms_norm_backward(saved.x.as<float>() + r * n + g * part, model_->vector(o.vector), part, o.epsilon,
                           gradient(o.y, r) + g * part, gradient(o.x, r) + g * part, in_place);
       if (!in_place) std::fill_n(gradient(o.y, r), n, 0.0f);
     });
@@ -216,113 +245,40 @@ class GatedModel::Run {
   void run(const op::Rotate& o, Saved&, Step& step) { rotate(o, step, false); }
   void undo(const op::Rotate& o, Saved&, Step& step) { rotate(o, step, true); }
 
-  // Queries, keys and values that an Attend saved, and what came of them.
-  enum Part : size_t { kQ, kK, kV, kFull, kFullLse, kStreaming, kStreamingLse };
-
-  Qkv inputs(const AttentionLayer& layer, Saved& saved) const {
-    return {.q = by_head(saved[kQ].as<float>(), layer.heads, rows_, layer.d),
-            .k = by_head(saved[kK].as<float>(), layer.kv_heads, rows_, layer.d),
-            .v = by_head(saved[kV].as<float>(), layer.kv_heads, rows_, layer.dv)};
-  }
-  SoftmaxOptions options(const AttentionLayer& layer, bool streaming) const {
-    return {.causal = true,
-            .scale = layer.scale,
-            .window = streaming ? recent_ : layer.window,
-            .sinks = streaming ? sinks_ : 0};
-  }
-  AttnOut outputs(const AttentionLayer& layer, Saved& saved, bool streaming) const {
-    return {
-        .out = by_head(saved[streaming ? kStreaming : kFull].as<float>(), layer.heads, rows_, layer.dv),
-        .lse = dense_view(saved[streaming ? kStreamingLse : kFullLse].data(), DType::kF32, {1, layer.heads, rows_})};
-  }
-  float gate(int layer, int head) const {
-    if (!gated(layer) || gates_.empty()) return 1;
-    const int group = graph_.layers[static_cast<size_t>(layer)].heads / kv_heads_;
-    return gates_[static_cast<size_t>(layer * kv_heads_ + head / group)];
+  // None where a layer has none, or the model runs as it is.
+  std::span<const float> gates_of(int layer) const {
+    if (gates_.empty() || !gated(layer)) return {};
+    return std::span(gates_).subspan(static_cast<size_t>(layer * kv_heads_), static_cast<size_t>(kv_heads_));
   }
 
   void run(const op::Attend& o, Saved& saved, Step& step) {
     step.context.throw_if_stopped();
     const AttentionLayer& layer = graph_.layers[static_cast<size_t>(o.layer)];
-    if (gates_.empty()) {
-      const Qkv in{.q = by_head(row(o.q, 0), layer.heads, rows_, layer.d),
-                   .k = by_head(row(o.k, 0), layer.kv_heads, rows_, layer.d),
-                   .v = by_head(row(o.v, 0), layer.kv_heads, rows_, layer.dv)};
-      softmax_attention(in, options(layer, false), {.out = by_head(row(o.out, 0), layer.heads, rows_, layer.dv)},
-                        step.context);
-      if (step.observer) (*step.observer)(o.layer, in, options(layer, false));
+    if (!gates_.empty()) {
+      saved.attention.forward(layer, streaming_, gates_of(o.layer), rows_, row(o.q, 0), row(o.k, 0), row(o.v, 0),
+                              row(o.out, 0), step.context);
       return;
     }
-    save(saved, kQ, o.q), save(saved, kK, o.k), save(saved, kV, o.v);
-    for (bool streaming : {false, true}) {
-      place(saved, streaming ? kStreaming : kFull, rows_ * layer.heads * layer.dv);
-      place(saved, streaming ? kStreamingLse : kFullLse, rows_ * layer.heads);
-      if (streaming && !gated(o.layer)) continue;
-      softmax_attention(inputs(layer, saved), options(layer, streaming), outputs(layer, saved, streaming),
-                        step.context);
-    }
-    each_row(step, [&](int64_t r) {
-      for (int h = 0; h < layer.heads; ++h) {
-        const float g = gate(o.layer, h);
-        const int64_t at = (r * layer.heads + h) * layer.dv;
-        const float *full = saved[kFull].as<float>() + at, *streaming = saved[kStreaming].as<float>() + at;
-        float* out = row(o.out, r) + h * layer.dv;
-        for (int64_t c = 0; c < layer.dv; ++c) out[c] = g == 1 ? full[c] : g * full[c] + (1 - g) * streaming[c];
-      }
-    });
+    const Qkv in{.q = by_head(row(o.q, 0), layer.heads, rows_, layer.d),
+                 .k = by_head(row(o.k, 0), layer.kv_heads, rows_, layer.d),
+                 .v = by_head(row(o.v, 0), layer.kv_heads, rows_, layer.dv)};
+    const SoftmaxOptions options{.causal = true, .scale = layer.scale, .window = layer.window};
+    softmax_attention(in, options, {.out = by_head(row(o.out, 0), layer.heads, rows_, layer.dv)}, step.context);
+    if (step.observer) (*step.observer)(o.layer, in, options);
   }
-
-  // d loss / d gate = sum over rows and query heads of d_out . (full - streaming), in ascending order.
-  void add_gate_gradients(const op::Attend& o, Saved& saved, Step& step) {
-    const AttentionLayer& layer = graph_.layers[static_cast<size_t>(o.layer)];
-    const int group = layer.heads / kv_heads_;
-    parallel_for(step.context.threads, kv_heads_, [&](int64_t kv, int) {
-      double sum = 0;
-      for (int64_t r = 0; r < rows_; ++r)
-        for (int64_t at = kv * group * layer.dv; at < (kv + 1) * group * layer.dv; ++at) {
-          const int64_t place_of = r * layer.heads * layer.dv + at;
-          sum += static_cast<double>(gradient(o.out, r)[at]) *
-                 (saved[kFull].as<float>()[place_of] - saved[kStreaming].as<float>()[place_of]);
-        }
-      d_gates_[static_cast<size_t>(o.layer * kv_heads_ + kv)] = sum;
-    });
-  }
-
   void undo(const op::Attend& o, Saved& saved, Step& step) {
     step.context.throw_if_stopped();
-    const AttentionLayer& layer = graph_.layers[static_cast<size_t>(o.layer)];
-    if (gated(o.layer)) add_gate_gradients(o, saved, step);
+    if (gated(o.layer))
+      saved.attention.gate_gradients(
+          gradient(o.out, 0),
+          d_gates_.subspan(static_cast<size_t>(o.layer * kv_heads_), static_cast<size_t>(kv_heads_)), step.context);
     if (step.lowest) return;
-    const int64_t n = layer.heads * layer.dv, q = layer.heads * layer.d, k = layer.kv_heads * layer.d,
-                  v = layer.kv_heads * layer.dv;
-    float* d_out = reserve(scratch_, rows_ * (n + q + k + v));
-    float *d_q = d_out + rows_ * n, *d_k = d_q + rows_ * q, *d_v = d_k + rows_ * k;
-    for (bool streaming : {false, true}) {
-      auto share = [&](int h) { return streaming ? 1 - gate(o.layer, h) : gate(o.layer, h); };
-      bool any = false;
-      for (int h = 0; h < layer.heads; ++h) any |= share(h) != 0;
-      if (!any) continue;
-      each_row(step, [&](int64_t r) {
-        for (int64_t c = 0; c < n; ++c)
-          d_out[r * n + c] = share(static_cast<int>(c / layer.dv)) * gradient(o.out, r)[c];
-      });
-      softmax_attention_backward(inputs(layer, saved), options(layer, streaming), outputs(layer, saved, streaming),
-                                 {.out = by_head(d_out, layer.heads, rows_, layer.dv)},
-                                 {.q = by_head(d_q, layer.heads, rows_, layer.d),
-                                  .k = by_head(d_k, layer.kv_heads, rows_, layer.d),
-                                  .v = by_head(d_v, layer.kv_heads, rows_, layer.dv)},
-                                 step.context);
-      each_row(step, [&](int64_t r) {
-        step.ops.add(gradient(o.q, r), d_q + r * q, q);
-        step.ops.add(gradient(o.k, r), d_k + r * k, k);
-        step.ops.add(gradient(o.v, r), d_v + r * v, v);
-      });
-    }
-    each_row(step, [&](int64_t r) { std::fill_n(gradient(o.out, r), n, 0.0f); });
+    saved.attention.backward(gradient(o.out, 0), gradient(o.q, 0), gradient(o.k, 0), gradient(o.v, 0), step.context);
+    each_row(step, [&](int64_t r) { std::fill_n(gradient(o.out, r), width(o.out), 0.0f); });
   }
 
   void run(const op::Gate& o, Saved& saved, Step& step) {
-    save(saved, 0, o.x), save(saved, 1, o.y);
+    if (step.saving) save(saved.x, o.x), save(saved.y, o.y);
     const auto activate = o.activation == Activation::kSilu ? step.ops.silu_multiply : step.ops.gelu_multiply;
     each_row(step, [&](int64_t r) { activate(row(o.x, r), row(o.y, r), width(o.x)); });
   }
@@ -330,7 +286,7 @@ class GatedModel::Run {
     const auto back = o.activation == Activation::kSilu ? silu_multiply_backward : gelu_multiply_backward;
     const int64_t n = width(o.x);
     each_row(step, [&](int64_t r) {
-      back(saved[0].as<float>() + r * n, saved[1].as<float>() + r * n, n, gradient(o.x, r), gradient(o.y, r));
+      back(saved.x.as<float>() + r * n, saved.y.as<float>() + r * n, n, gradient(o.x, r), gradient(o.y, r));
     });
   }
 
@@ -359,14 +315,17 @@ class GatedModel::Run {
 
   std::shared_ptr<const LanguageModel> model_;
   const Graph& graph_;
-  int64_t sinks_, recent_;
+  Streaming streaming_;
   int kv_heads_;
   std::vector<PackedWeight> transposed_;  // of matrices in products
   std::vector<Buffer> cosine_, sine_, slots_, gradients_;
-  std::vector<Saved> saved_;  // of each operation
+  std::vector<Segment> segments_;
+  std::vector<Start> starts_;  // of segments
+  std::vector<Saved> saved_;   // of each operation of the segment that runs
   Buffer scratch_;
   // Of the last forward().
   std::vector<float> gates_;
+  std::vector<int32_t> ids_;
   int64_t tokens_ = 0, wanted_ = 0;
   int64_t rows_ = 0;  // of the operation that runs
   std::span<double> d_gates_;
