@@ -8,7 +8,7 @@
 namespace attend {
 
 Speculation::Speculation(Session& session, Drafter& drafter, int64_t most)
-    : session_(session), drafter_(drafter), most_(most) {
+    : session_(session), drafter_(drafter), most_(most), length_(most) {
   if (most < 1 || most >= kOutputRows)
     throw Error(ErrorKind::kArgument, "speculation", "most", std::to_string(most),
                 "must be 1.." + std::to_string(kOutputRows - 1));
@@ -22,6 +22,8 @@ int64_t Speculation::position() const {
 void Speculation::settle(Context& context) {
   if (tried_.empty()) return;
   session_.accept(asked_, context);
+  const int64_t drafted = static_cast<int64_t>(tried_.size()) - 1, accepted = asked_ - 1;
+  length_ = std::min(most_, accepted == drafted ? std::max(length_, 2 * drafted) : accepted + 1);
   tried_.clear();
   asked_ = 0;
 }
@@ -37,7 +39,7 @@ std::span<const float> Speculation::decode(int32_t id, Context& context) {
   text_.push_back(id);
   ++counts_.tokens, ++counts_.steps;
   draft_.clear();
-  if (const int64_t most = std::min(most_, session_.most_verified() - 1); most > 0) {
+  if (const int64_t most = std::min(length_, session_.most_verified() - 1); most > 0) {
     drafter_.propose(text_, most, draft_, context);
     draft_.resize(std::min(draft_.size(), static_cast<size_t>(most)));
   }

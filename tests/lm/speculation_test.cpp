@@ -166,6 +166,7 @@ TEST(Speculation, CountsStepsAndGuesses) {
   speculative(open(model), prompt, 1, errs, 5, 2, &wrong);
   EXPECT_EQ(wrong.steps, kTokens);
   EXPECT_EQ(wrong.accepted, 0);
+  EXPECT_EQ(wrong.drafted, 5 + kTokens - 2) << "one at a time after the first draft, none at the end";
   // The same model under the same policy is always right.
   const auto twin =
       make_session_drafter(*model, model, model_policy("softmax", model->compute(), registry()), registry());
