@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
+#include <vector>
 
 #include "attend/kv/store.h"
 #include "attend/kv/store_file.h"
@@ -14,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const StoreShape shape{.layers = 1, .kv_heads = 2, .d = 2, .dv = 1, .codec = DType::kF16};
   const auto store = make_contiguous_store(shape);
   // What follows a header that fits, too.
-  const uint32_t words[] = {1, 1, 2, static_cast<uint32_t>(DType::kF16)};
+  const uint32_t words[] = {2, 1, 2, static_cast<uint32_t>(DType::kF16)};
   const int64_t sizes[] = {2, 1, 50};
   std::string header = "ATTENDKV";
   header.append(reinterpret_cast<const char*>(words), sizeof words);
@@ -25,7 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::istringstream in(bytes);
     bool refused = false;
     try {
-      load_store(in, static_cast<int64_t>(bytes.size()), "fuzz", {}, *store);
+      std::vector<std::byte> more;
+      load_store(in, static_cast<int64_t>(bytes.size()), "fuzz", {}, *store, size % 2 ? &more : nullptr);
     } catch (const Error&) {
       refused = true;
     }

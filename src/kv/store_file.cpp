@@ -25,7 +25,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "states are written as they lie in memory");
 
 constexpr char kMagic[] = {'A', 'T', 'T', 'E', 'N', 'D', 'K', 'V'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 // Writes to a file beside the one that is wanted, which it becomes at the end.
 class Writer {
@@ -184,7 +184,8 @@ void read_head(Reader& in, int layer, int head, int64_t tokens, Store& store) {
 
 }  // namespace
 
-void save_store(const Store& store, const StoreOrigin& origin, int64_t tokens, const std::filesystem::path& path) {
+void save_store(const Store& store, const StoreOrigin& origin, int64_t tokens, const std::filesystem::path& path,
+                std::span<const std::byte> more) {
   const StoreShape& shape = store.shape();
   Writer out(path);
   out.put(kMagic, sizeof kMagic);
@@ -219,10 +220,13 @@ void save_store(const Store& store, const StoreOrigin& origin, int64_t tokens, c
         out.put(rows.data(), static_cast<int64_t>(rows.size()));
       }
     }
+  out.put(static_cast<int64_t>(more.size()));
+  out.put(more.data(), static_cast<int64_t>(more.size()));
   out.finish();
 }
 
-int64_t load_store(std::istream& in, int64_t size, const std::string& name, const StoreOrigin& origin, Store& store) {
+int64_t load_store(std::istream& in, int64_t size, const std::string& name, const StoreOrigin& origin, Store& store,
+                   std::vector<std::byte>* more) {
   const StoreShape& shape = store.shape();
   for (int layer = 0; layer < shape.layers; ++layer)
     for (int head = 0; head < shape.kv_heads; ++head)
@@ -234,7 +238,13 @@ int64_t load_store(std::istream& in, int64_t size, const std::string& name, cons
     const int64_t tokens = read_header(reader, origin, shape);
     for (int layer = 0; layer < shape.layers; ++layer)
       for (int head = 0; head < shape.kv_heads; ++head) read_head(reader, layer, head, tokens, store);
+    const int64_t bytes = reader.get<int64_t>();
+    reader.expect(bytes);
+    if (bytes > 0 && !more) reader.refuse("keeps more than keys");
+    std::vector<std::byte> rest(static_cast<size_t>(bytes));
+    reader.get(rest.data(), bytes);
     reader.finish();
+    if (more) *more = std::move(rest);
     return tokens;
   } catch (...) {
     store.clear();
@@ -242,13 +252,14 @@ int64_t load_store(std::istream& in, int64_t size, const std::string& name, cons
   }
 }
 
-int64_t load_store(const std::filesystem::path& path, const StoreOrigin& origin, Store& store) {
+int64_t load_store(const std::filesystem::path& path, const StoreOrigin& origin, Store& store,
+                   std::vector<std::byte>* more) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   const int64_t size = in ? static_cast<int64_t>(in.tellg()) : -1;
   if (size < 0 || !in.seekg(0))
     throw Error(ErrorKind::kFile, "state", fmt::format("\"{}\"", path.string()), "",
                 fmt::format("can't be read: {}", std::strerror(errno)));
-  return load_store(in, size, path.string(), origin, store);
+  return load_store(in, size, path.string(), origin, store, more);
 }
 
 }  // namespace attend

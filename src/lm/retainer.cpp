@@ -225,6 +225,28 @@ void Retainer::truncate(const Store& store, int64_t position) {
   acted_at_ = std::min(acted_at_, position);
 }
 
+void Retainer::save(StateWriter& out) const {
+  for (int64_t value : {acted_at_, looked_at_, final_at_, observed_.begin, observed_.end}) out.put(value);
+  out.put(classes_);
+  for (const auto& layer : sums_)
+    for (const std::vector<float>& head : layer) out.put(head);
+}
+
+void Retainer::load(const Store& store, int64_t position, StateReader& in) {
+  for (int64_t* value : {&acted_at_, &looked_at_, &final_at_, &observed_.begin, &observed_.end})
+    *value = in.get<int64_t>();
+  for (int64_t at : {acted_at_, looked_at_, final_at_, observed_.end}) StateReader::require(at >= 0 && at <= position);
+  StateReader::require(observed_ == kNothing || (observed_.begin >= 0 && observed_.begin < observed_.end));
+  in.get(classes_, position);
+  StateReader::require(static_cast<int64_t>(classes_.size()) == (reads_classes() ? position : 0));
+  for (TokenClass c : classes_) StateReader::require(c <= TokenClass::kPunctuation);
+  for (size_t layer = 0; layer < sums_.size(); ++layer) {
+    const size_t group = sums_[layer].size() / static_cast<size_t>(graph_.layers[layer].kv_heads);
+    for (size_t h = 0; h < sums_[layer].size(); ++h)
+      in.get(sums_[layer][h], store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count());
+  }
+}
+
 void Retainer::forget_weights() {
   for (auto& layer : sums_)
     for (auto& head : layer) head.clear();

@@ -12,6 +12,7 @@
 #include "attend/kv/store.h"
 #include "attend/lm/graph.h"
 #include "attend/tensor/registry.h"
+#include "attend/tensor/state_bytes.h"
 
 namespace attend {
 
@@ -51,6 +52,10 @@ class Retainer {
   void check_truncates(int64_t position) const;
   // They went from the store.
   void truncate(const Store& store, int64_t position);
+
+  // What it knows beside the keys of the store, and back, after `position` tokens. Throws Error(kFile).
+  void save(StateWriter& out) const;
+  void load(const Store& store, int64_t position, StateReader& in);
 
   void clear();
 

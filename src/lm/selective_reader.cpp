@@ -160,6 +160,22 @@ void SelectiveReader::queried(int layer, std::span<const KeyView> keys, const fl
   });
 }
 
+void SelectiveReader::save(StateWriter& out) const {
+  for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer)
+    for (size_t h = 0; governs(layer) && h < views_.size(); ++h) index_->save(layer, static_cast<int>(h), out);
+}
+
+void SelectiveReader::load(const Store& store, int64_t position, StateReader& in, int threads) {
+  std::vector<KeyView> keys;
+  for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer) {
+    if (!governs(layer)) continue;
+    keys.clear();
+    for (size_t h = 0; h < views_.size(); ++h) keys.push_back(store.keys(layer, static_cast<int>(h)));
+    moved(layer, keys, threads);
+    for (size_t h = 0; h < views_.size(); ++h) index_->load(layer, static_cast<int>(h), keys[h], position, in);
+  }
+}
+
 void SelectiveReader::clear() {
   index_->clear();
   bytes_read_ = 0;

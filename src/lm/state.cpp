@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <vector>
 
 #include "attend/kv/store_file.h"
@@ -16,10 +18,18 @@
 namespace attend {
 
 std::string state_policy(const Policy& policy, const Registry& registry) {
-  for (Kind kind : {Kind::kSelector, Kind::kPlan, Kind::kAllocator, Kind::kRetention})
-    if (policy[kind]) return "";
   Policy stored = policy;
   stored[Kind::kStore] = registry.policy("softmax")[Kind::kStore];
+  // A plan is what its file says, not how that is called.
+  for (auto& spec : stored.by_kind)
+    for (const Option& option : spec ? registry.at(spec->name).options : std::span<const Option>())
+      if (option.path && !spec->text(option.name).empty()) {
+        std::ifstream in(spec->text(option.name), std::ios::binary);
+        const std::string file((std::istreambuf_iterator<char>(in)), {});
+        Sha256 sha;
+        sha.add(file.data(), file.size());
+        spec->set(option.name, sha.hex());
+      }
   return to_string(stored, registry);
 }
 
@@ -51,27 +61,43 @@ std::string fingerprint(const LanguageModel& model) {
 
 void Session::check_saves() const {
   check_settled("state");
-  if (policy_.empty())
-    throw Error(ErrorKind::kUnsupported, "state", "policy", "",
-                "keeps more than keys and values (a retention, plan, allocator or selector): its state is not saved");
+}
+
+std::vector<std::byte> Session::more_state() const {
+  StateWriter out;
+  retainer_->save(out);
+  if (reader_) reader_->save(out);
+  return out.bytes();
+}
+
+void Session::take_more_state(std::span<const std::byte> bytes) {
+  StateReader in(bytes);
+  retainer_->load(*store_, position_, in);
+  if (reader_) reader_->load(*store_, position_, in, 1);
+  in.finish();
 }
 
 void Session::save(const std::filesystem::path& path) const {
   check_saves();
-  save_store(*store_, {fingerprint(*model_), policy_}, position_, path);
+  save_store(*store_, {fingerprint(*model_), policy_}, position_, path, more_state());
 }
 
 void Session::restore(const std::filesystem::path& path) {
+  check_saves();
   if (position_ > 0)
     throw Error(ErrorKind::kArgument, "restore", "session", fmt::format("{} tokens", position_), "must be new");
-  check_saves();
-  const int64_t tokens = load_store(path, {fingerprint(*model_), policy_}, *store_);
-  if (tokens > limit_) {
-    store_->clear();
-    throw Error(ErrorKind::kArgument, "restore", "tokens", std::to_string(tokens),
-                fmt::format("the context holds {}", limit_));
+  std::vector<std::byte> more;
+  const int64_t tokens = load_store(path, {fingerprint(*model_), policy_}, *store_, &more);
+  try {
+    if (tokens > limit_)
+      throw Error(ErrorKind::kArgument, "restore", "tokens", std::to_string(tokens),
+                  fmt::format("the context holds {}", limit_));
+    position_ = tokens;
+    take_more_state(more);
+  } catch (...) {
+    clear();
+    throw;
   }
-  position_ = tokens;
   peak_bytes_ = bytes();
 }
 

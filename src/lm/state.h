@@ -7,7 +7,7 @@
 
 namespace attend {
 
-// What of a policy determines the keys and values that are stored, as text; empty if a session keeps more than these.
+// What of a policy determines the keys and values that are stored, as text.
 std::string state_policy(const Policy& policy, const Registry& registry);
 
 // Name, sizes, compute mode and a digest (SHA-256) of weights: all vectors, and 64 rows of each matrix. O(those).

@@ -89,14 +89,34 @@ class LtriIndex : public SelectorIndex {
   // Not to before the last block that fell into spans: its weights are lost.
   bool can_cut(int layer, int kv_head, int64_t count) const override { return at(layer, kv_head).slot.back() <= count; }
 
+  void save(int layer, int kv_head, StateWriter& out) const override {
+    const Head& head = at(layer, kv_head);
+    out.put(head.band.weights), out.put(head.ends), out.put(head.picks);
+  }
+  void load(int layer, int kv_head, const KeyView& keys, int64_t next, StateReader& in) override {
+    Head head;
+    prepare(head);
+    in.get(head.band.weights, o_.block * o_.span);
+    in.get(head.ends, next + 1);
+    in.get(head.picks, next * per_span());
+    StateReader::require(!head.ends.empty() && head.ends.front() == 0);
+    for (size_t s = 1; s < head.ends.size(); ++s) StateReader::require(head.ends[s] > head.ends[s - 1]);
+    const bool begun = !head.band.weights.empty();
+    StateReader::require(static_cast<int64_t>(head.band.weights.size()) == (begun ? o_.block * o_.span : 0) &&
+                         head.ends.back() == (begun ? next / o_.block * o_.block : 0) &&
+                         static_cast<int64_t>(head.picks.size()) == head.spans() * per_span());
+    head.slot.resize(head.ends.size());
+    locate(head, keys);
+    at(layer, kv_head) = std::move(head);
+  }
+
   bool wants_queries(int layer) const override { return layer >= o_.dense_layers; }
 
   void queried(int layer, int kv_head, const KeyView& keys, const NewQueries& queries) override {
     Head& head = at(layer, kv_head);
     const int64_t n = keys.count();
     if (head.band.weights.empty()) {
-      head.vectors = VectorTable(shape_.d);
-      head.band = {o_.block, o_.span, {}};
+      prepare(head);
       head.band.weights.resize(static_cast<size_t>(o_.block * o_.span), 0.0f);
     }
     for (int64_t row = 0; row < queries.rows;) {
@@ -152,6 +172,11 @@ class LtriIndex : public SelectorIndex {
   Head& at(int layer, int kv_head) { return heads_[index(layer, kv_head)]; }
   const Head& at(int layer, int kv_head) const { return heads_[index(layer, kv_head)]; }
   int64_t per_span() const { return std::max<int64_t>(o_.vectors, 1); }
+
+  void prepare(Head& head) const {
+    head.vectors = VectorTable(shape_.d);
+    head.band = {o_.block, o_.span, {}};
+  }
 
   static int64_t position_at(const KeyView& keys, int64_t slot) {
     return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];

@@ -42,6 +42,13 @@ class LshIndex : public SelectorIndex {
     return end == 0 || end + o_.recent <= count;
   }
 
+  void save(int layer, int kv_head, StateWriter& out) const override { out.put(end_of(heads_.at(layer, kv_head))); }
+  void load(int layer, int kv_head, const KeyView& keys, int64_t, StateReader& in) override {
+    const int64_t end = in.get<int64_t>();
+    StateReader::require(end == 0 || (end > o_.sinks && end <= keys.count() - o_.recent));
+    if (end > 0) build(heads_.at(layer, kv_head), end, keys, scratch_[static_cast<size_t>(kv_head)]);
+  }
+
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
     // The first layer and the middle one are read whole, as the authors do.
@@ -103,9 +110,14 @@ class LshIndex : public SelectorIndex {
     const int64_t last = head.empty() ? 0 : head.back().end - head.back().begin;
     if (!head.empty() && n - end_of(head) <= std::max(4 * o_.recent, last % kSegment / 4)) return;
     if (last < kSegment && !head.empty()) head.pop_back();
-    for (int64_t begin = std::max(o_.sinks, end_of(head)); begin < n - o_.recent; begin += kSegment) {
+    build(head, n - o_.recent, keys, scratch);
+  }
+
+  // Segments of the keys up to slot `end`, beyond those that there are.
+  void build(Head& head, int64_t end, const KeyView& keys, Scratch& scratch) const {
+    for (int64_t begin = std::max(o_.sinks, end_of(head)); begin < end; begin += kSegment) {
       head.emplace_back();
-      build(head.back(), begin, std::min(begin + kSegment, n - o_.recent), keys, scratch);
+      build(head.back(), begin, std::min(begin + kSegment, end), keys, scratch);
     }
   }
 

@@ -109,7 +109,7 @@ TEST_F(ModelCommands, RunSavesAndRestores) {
   refused(other, 1, "another policy");
   refused({"run", "-m", model_, "-p", "a", "--load-state", text_}, 1, "no saved state");
   refused({"run", "-m", model_, "-p", "a", "--load-state", state + ".absent"}, 1, "can't be read");
-  refused({"run", "-m", model_, "-p", "a", "--save-state", state, "--policy", "snapkv:budget=64"}, 1, "not saved");
+  refused({"run", "-m", model_, "-p", "a", "--save-state", state, "--policy", "rope | dca"}, 1, "not saved");
   refused({"run", "-m", model_, "-p", "a", "--save-state", state, "--chat"}, 2, "--chat");
   SmallModel other_weights;
   other_weights.weight_scale = 0.31f;

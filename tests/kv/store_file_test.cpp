@@ -105,6 +105,18 @@ TEST_F(StoreFile, ComesBackIntoAnyStore) {
   }
 }
 
+TEST_F(StoreFile, KeepsMoreThanKeysForThoseWhoAsk) {
+  auto store = open("contiguous", shape_of(DType::kF16)), other = open("paged", shape_of(DType::kF16));
+  fill(*store, 10);
+  const std::vector<std::byte> more = {std::byte{7}, std::byte{0}, std::byte{255}};
+  save_store(*store, kOrigin, 10, path_, more);
+  test::expect_error(ErrorKind::kFile, "more than keys", [&] { load_store(path_, kOrigin, *other); });
+  EXPECT_EQ(other->keys(0, 0).count(), 0);
+  std::vector<std::byte> got;
+  EXPECT_EQ(load_store(path_, kOrigin, *other, &got), 10);
+  EXPECT_EQ(got, more);
+}
+
 TEST_F(StoreFile, IsWrittenWholeOrNotAtAll) {
   auto store = open("contiguous", shape_of(DType::kF16));
   fill(*store, 10);
@@ -140,8 +152,8 @@ TEST_F(StoreFile, RefusesWhatItDidNotSave) {
   refuses(good, "another model", {"other", "softmax"});
   refuses(good, "another policy", {"model", "softmax:window=5"});
   std::string changed = good;
-  changed[8] = 2;
-  refuses(changed, "version 2");
+  changed[8] = 1;
+  refuses(changed, "version 1 of the format, this program reads 2");
   refuses(good + "x", "damaged");
   for (size_t length = 0; length < good.size(); length += 1 + length / 16) refuses(good.substr(0, length), "");
   // Any bit.

@@ -91,11 +91,11 @@ class Session {
 
   void clear();
 
-  // Writes keys, values and the position to a file, and reads them back into a session of the same model and policy
-  // (the store may be another) that has seen nothing. Throws Error(kFile) for a file that can't be written, or is not
-  // what save() wrote for such a session, and then the session has seen nothing; Error(kUnsupported) where the policy
-  // keeps more than keys (a retention, plan, allocator or selector); Error(kArgument) from restore() into a session
-  // that is not new, or too short.
+  // Writes keys, values, the position and what retentions and selectors know to a file, and reads them back into a
+  // session of the same model and policy (the store may be another) that has seen nothing: it goes on with the same
+  // bits. Throws Error(kFile) for a file that can't be written, or is not what save() wrote for such a session, and
+  // then the session has seen nothing; Error(kArgument) from restore() into a session that is not new, or too short,
+  // and while tokens are on trial.
   void save(const std::filesystem::path& path) const;
   void check_saves() const;  // throws what save() would throw of the policy
   void restore(const std::filesystem::path& path);
@@ -131,9 +131,12 @@ class Session {
   // Of each kv head, keys of the first `position` tokens.
   void count_keys(int layer, int64_t position, std::vector<int64_t>& counts) const;
   void cut(int64_t position);
+  // What a state holds beside the store.
+  std::vector<std::byte> more_state() const;
+  void take_more_state(std::span<const std::byte> bytes);
 
   std::shared_ptr<const LanguageModel> model_;
-  std::string policy_;  // that determines what is stored; empty: a saved state would not be all
+  std::string policy_;  // that determines what is stored
   int64_t limit_, position_ = 0;
   std::unique_ptr<Store> store_;
   std::vector<std::unique_ptr<Operator>> mechanisms_;  // distinct ones

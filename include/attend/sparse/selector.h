@@ -9,6 +9,7 @@
 #include "attend/tensor/isa.h"
 #include "attend/tensor/key_view.h"
 #include "attend/tensor/operator.h"
+#include "attend/tensor/state_bytes.h"
 
 namespace attend {
 
@@ -57,6 +58,13 @@ class SelectorIndex {
   }
   // Keys from slot `count` on went, as if they had never come. Only after can_cut().
   virtual void cut(int layer, int kv_head, int64_t count) { (void)layer, (void)kv_head, (void)count; }
+
+  // What it knows of a head that the keys alone don't tell, and back: load() comes after update() of all of these keys;
+  // `next`: the position of the next token. Throws Error(kFile) for bytes that can't be what save() wrote.
+  virtual void save(int layer, int kv_head, StateWriter& out) const { (void)layer, (void)kv_head, (void)out; }
+  virtual void load(int layer, int kv_head, const KeyView& keys, int64_t next, StateReader& in) {
+    (void)layer, (void)kv_head, (void)keys, (void)next, (void)in;
+  }
 
   // What the queries [group, d] of the newest token read.
   virtual void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) = 0;
