@@ -43,7 +43,8 @@ class SelectiveReader {
   bool wants_queries(int layer) const { return governs(layer) && index_->wants_queries(layer); }
   void queried(int layer, std::span<const KeyView> keys, const float* q, const float* lse, int64_t rows, int threads);
 
-  // What the index knows beside keys, and back, from keys that no index was told of, of `position` tokens. Throws as SelectorIndex::load().
+  // What the index knows beside keys, and back, from keys that no index was told of, of `position` tokens. Throws as
+  // SelectorIndex::load().
   void save(StateWriter& out) const;
   void load(const Store& store, int64_t position, StateReader& in, int threads);
 

@@ -88,7 +88,8 @@ class RecycledIndex : public HeavyIndex {
   bool wants_weights(int) const override { return true; }
   void save(int layer, int kv_head, StateWriter& out) const override {
     const HeavyKeys& head = at(layer, kv_head);
-    out.put(head.slots), out.put(head.seen), out.put(head.since), out.put(queries_[index(layer, kv_head)]);
+    out.put(head.slots), out.put(head.seen), out.put(head.since);
+    if (head.seen > 0) out.put(queries_.at(layer, kv_head));
   }
   void load(int layer, int kv_head, const KeyView& keys, int64_t, StateReader& in) override {
     const int64_t n = keys.count(), width = shape().group * shape().d;
@@ -96,7 +97,6 @@ class RecycledIndex : public HeavyIndex {
     in.get(head.slots, std::min(n, o_.budget));
     head.seen = in.get<int64_t>();
     in.get(head.since, n);
-    in.get(query(layer, kv_head), width);
     StateReader::require(head.seen >= 0 && head.seen <= n);
     auto ascend = [](const std::vector<int64_t>& values, int64_t after, int64_t most) {
       for (int64_t value : values) {
@@ -106,7 +106,11 @@ class RecycledIndex : public HeavyIndex {
     };
     ascend(head.slots, -1, head.seen - 1);
     ascend(head.since, head.seen, n);
-    StateReader::require(static_cast<int64_t>(query(layer, kv_head).size()) == (head.seen > 0 ? width : 0));
+    if (head.seen > 0) {
+      std::vector<float>& query = queries_.at(layer, kv_head);
+      in.get(query, width);
+      StateReader::require(static_cast<int64_t>(query.size()) == width);
+    }
     at(layer, kv_head) = std::move(head);
   }
   // Not to before the last full step: what was chosen before it is lost.

@@ -131,8 +131,8 @@ TEST(SessionState, RefusesWhatNoPolicyKept) {
   const test::SmallModel::File folder = test::SmallModel{}.file();
   const std::filesystem::path path = folder.folder / "a.state";
   Context context(1);
-  for (const char* policy :
-       {"h2o:budget=20,stride=16", "recycled:budget=10", "ltri:budget=8,dense=0", "magicpig:sinks=2,recent=5,bits=4,tables=6"}) {
+  for (const char* policy : {"h2o:budget=20,stride=16", "recycled:budget=10", "ltri:budget=8,dense=0",
+                             "magicpig:sinks=2,recent=5,bits=4,tables=6"}) {
     SCOPED_TRACE(policy);
     Session session = test::open(model, policy);
     session.prefill(test::some_ids(30), 16, Outputs::kNone, nullptr, context);

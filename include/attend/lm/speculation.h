@@ -12,7 +12,8 @@
 // Source   Leviathan et al. 2023, arXiv:2211.17192, algorithm 1. Differs: tokens are chosen from the model's logits
 //          alone and compared with the draft, in place of rejection sampling, so that the text itself stays, not only
 //          its distribution. A drafter that puts all its weight on one token, as these do, is accepted as often.
-// Length   a draft of which all was accepted is followed by one twice as long, another by one that is longer by one than
+// Length   a draft of which all was accepted is followed by one twice as long, another by one that is longer by one
+// than
 //          what was accepted: where guesses fail, a step reads two tokens, which costs hardly more than one.
 // Cost     a step for each draft, and that of the drafter
 #include <cstdint>
@@ -52,7 +53,7 @@ class Speculation {
  private:
   Session& session_;
   Drafter& drafter_;
-  int64_t most_, length_;  // of any draft, of the next
+  int64_t most_, length_;       // of any draft, of the next
   std::vector<int32_t> text_;   // that decode() was told of, and read()
   std::vector<int32_t> tried_;  // on trial
   std::vector<int32_t> draft_;
