@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
@@ -15,7 +16,7 @@ namespace {
 
 struct ClipOptions {
   Budget budget;
-  int64_t clip, keep, dense_layers;
+  int64_t clip, keep, shortlist, dense_layers;
 };
 
 class ClipIndex : public SelectorIndex {
@@ -24,26 +25,24 @@ class ClipIndex : public SelectorIndex {
       : shape_(shape),
         o_(options),
         kernels_(dense_kernels(shape.isa)),
-        heads_(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads), VectorTable(shape.d)) {}
+        heads_(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads), Memory(shape.d)) {}
 
   // A clip is remembered once it is whole.
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (layer < o_.dense_layers) return;
-    VectorTable& memory = at(layer, kv_head);
+    Memory& memory = at(layer, kv_head);
     const int64_t d = shape_.d, clips = keys.count() / o_.clip;
-    memory.resize(clips * o_.keep);
+    memory.long_term.resize(clips);
+    memory.short_term.resize(static_cast<size_t>(clips * o_.keep * d));
     std::vector<float> rows(static_cast<size_t>(o_.clip * d)), sum(static_cast<size_t>(d));
     for (int64_t clip = from / o_.clip; clip < clips; ++clip) {
       read_keys(keys, clip * o_.clip, o_.clip, d, shape_.isa, rows.data());
       for (int64_t part = 0; part < o_.keep; ++part) {
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        for (int64_t r = part * o_.clip / o_.keep; r < (part + 1) * o_.clip / o_.keep; ++r)
-          for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += rows[static_cast<size_t>(r * d + c)];
-        // Of length 1, so that a product with it is a cosine but for the query's length.
-        const float length = std::sqrt(square(sum.data()));
-        for (float& x : sum) x = length > 0 ? x / length : 0.0f;
-        memory.write(clip * o_.keep + part, sum);
+        direction(rows.data(), part * o_.clip / o_.keep, (part + 1) * o_.clip / o_.keep, sum);
+        std::copy(sum.begin(), sum.end(), memory.short_term.begin() + (clip * o_.keep + part) * d);
       }
+      direction(rows.data(), 0, o_.clip, sum);
+      memory.long_term.write(clip, sum);
     }
   }
 
@@ -51,46 +50,97 @@ class ClipIndex : public SelectorIndex {
   bool can_cut(int, int, int64_t) const override { return true; }
 
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
-    const int64_t n = keys.count(), clips = n / o_.clip;
+    const int64_t n = keys.count(), clips = n / o_.clip, d = shape_.d;
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
-    const VectorTable& memory = at(layer, kv_head);
-    std::vector<float> length;
-    for (int64_t g = 0; g < shape_.group; ++g) length.push_back(std::sqrt(square(q + g * shape_.d)));
-    std::vector<float> best(static_cast<size_t>(clips), -std::numeric_limits<float>::infinity());
-    memory.products(kernels_, q, shape_.group, clips * o_.keep, [&](int64_t v, int64_t g, float product) {
-      const float cosine = product / length[static_cast<size_t>(g)];
-      float& most = best[static_cast<size_t>(v / o_.keep)];
-      if (cosine > most) most = cosine;
-    });
+    const Memory& memory = at(layer, kv_head);
+    std::vector<float> question(q, q + shape_.group * d);
+    for (int64_t g = 0; g < shape_.group; ++g) {
+      const float length = norm(q + g * d);
+      for (int64_t c = 0; c < d; ++c) question[static_cast<size_t>(g * d + c)] /= length > 0 ? length : 1.0f;
+    }
+    std::vector<float> best(static_cast<size_t>(clips), kNone);
+    for (int64_t clip : propose(memory, clips, question.data(), selection.index_bytes)) {
+      best[static_cast<size_t>(clip)] = remembered(memory, clip, question.data());
+      selection.index_bytes += o_.keep * d * static_cast<int64_t>(sizeof(float));
+    }
     const auto slots = [&](int64_t clip) { return KeyRange{clip * o_.clip, (clip + 1) * o_.clip}; };
     read_best(best, o_.budget, n, slots, selection);
-    selection.index_bytes = memory.bytes_of(clips * o_.keep);
   }
 
   void clear() override {
-    for (VectorTable& memory : heads_) memory = VectorTable(shape_.d);
+    for (Memory& memory : heads_) memory = Memory(shape_.d);
   }
   int64_t bytes() const override {
     int64_t total = 0;
-    for (const VectorTable& memory : heads_) total += memory.bytes();
+    for (const Memory& memory : heads_)
+      total += memory.long_term.bytes() + static_cast<int64_t>(memory.short_term.capacity() * sizeof(float));
     return total;
   }
 
  private:
-  VectorTable& at(int layer, int kv_head) {
+  struct Memory {  // of vectors of length 1, so that a product with a question of length 1 is a cosine
+    explicit Memory(int64_t d) : long_term(d) {}
+    VectorTable long_term;          // a vector a clip
+    std::vector<float> short_term;  // [clips, keep, d]
+  };
+  Memory& at(int layer, int kv_head) {
     return heads_[static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head)];
   }
-  float square(const float* x) const {
-    float sum = 0;
-    for (int64_t c = 0; c < shape_.d; ++c) sum += x[c] * x[c];
-    return sum;
+
+  float norm(const float* x) const {
+    float square = 0;
+    for (int64_t c = 0; c < shape_.d; ++c) square += x[c] * x[c];
+    return std::sqrt(square);
+  }
+  // Of the mean of rows [begin, end).
+  void direction(const float* rows, int64_t begin, int64_t end, std::vector<float>& to) const {
+    std::fill(to.begin(), to.end(), 0.0f);
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t c = 0; c < shape_.d; ++c) to[static_cast<size_t>(c)] += rows[r * shape_.d + c];
+    const float length = norm(to.data());
+    for (float& x : to) x = length > 0 ? x / length : 0.0f;
   }
 
+  // Clips whose short-term memory is looked at: those that long-term memory finds most like the question, or all.
+  std::vector<int64_t> propose(const Memory& memory, int64_t clips, const float* question, int64_t& bytes) const {
+    std::vector<int64_t> proposed(static_cast<size_t>(clips));
+    std::iota(proposed.begin(), proposed.end(), int64_t{0});
+    const int64_t fit = std::max<int64_t>(1, o_.budget.left() / o_.clip);
+    if (o_.shortlist == 0 || clips / o_.shortlist < fit) return proposed;
+    std::vector<float> likeness(static_cast<size_t>(clips), kNone);
+    memory.long_term.products(kernels_, question, shape_.group, clips, [&](int64_t clip, int64_t, float cosine) {
+      float& most = likeness[static_cast<size_t>(clip)];
+      if (cosine > most) most = cosine;
+    });
+    bytes += memory.long_term.bytes_of(clips);
+    const auto end = proposed.begin() + fit * o_.shortlist;
+    std::nth_element(proposed.begin(), end - 1, proposed.end(), [&](int64_t a, int64_t b) {
+      const float x = likeness[static_cast<size_t>(a)], y = likeness[static_cast<size_t>(b)];
+      return x != y ? x > y : a > b;
+    });
+    proposed.erase(end, proposed.end());
+    return proposed;
+  }
+
+  // The largest cosine of a question and a vector of the clip's short-term memory.
+  float remembered(const Memory& memory, int64_t clip, const float* question) const {
+    float best = kNone;
+    for (int64_t part = clip * o_.keep; part < (clip + 1) * o_.keep; ++part)
+      for (int64_t g = 0; g < shape_.group; ++g) {
+        float cosine = 0;
+        for (int64_t c = 0; c < shape_.d; ++c)
+          cosine += question[g * shape_.d + c] * memory.short_term[static_cast<size_t>(part * shape_.d + c)];
+        if (cosine > best) best = cosine;
+      }
+    return best;
+  }
+
+  static constexpr float kNone = -std::numeric_limits<float>::infinity();
   SelectorShape shape_;
   ClipOptions o_;
   const DenseKernels& kernels_;
-  std::vector<VectorTable> heads_;
+  std::vector<Memory> heads_;
 };
 
 struct OmniLive : Selector {
@@ -109,6 +159,8 @@ constexpr Option kOptions[] = {
     {"budget", "tokens", "keys that a token reads", "1024", OptionType::kInteger, 1, 1e15},
     {"clip", "tokens", "that are remembered and read together, at most `recent`", "64", OptionType::kInteger, 1, 65536},
     {"keep", "vectors", "that a clip is compressed to, at most `clip`", "4", OptionType::kInteger, 1, 4096},
+    {"shortlist", "clips", "that long-term memory proposes for each that is read; 0: all are looked at", "4",
+     OptionType::kInteger, 0, 1e6},
     {"sinks", "tokens", "first keys that are always read, at most a quarter of the budget", "4", OptionType::kInteger,
      0, 1e9},
     {"recent", "tokens", "newest keys that are always read, at most half the budget", "128", OptionType::kInteger, 1,
@@ -124,8 +176,10 @@ constexpr Entry kOmniLive = {
     .name = "omnilive",
     .room = "sparse",
     .equation =
-        "memory of clip c: H[c,m] = mean of the keys of its part m,  m < keep\n"
-        "reads sinks, the newest keys and the clips of largest max over m of cos(q, H[c,m])",
+        "short-term memory of clip c: H[c,m] = mean of the keys of its part m,  m < keep;  long-term: G[c] = mean of "
+        "all\n"
+        "reads sinks, the newest keys and, of the clips of largest cos(q, G[c]), those of largest max over m of "
+        "cos(q, H[c,m])",
     .summary = "Remembers a stream as clips compressed to a few vectors, and reads the clips most like the question.",
     .options = kOptions,
     .in = {},
@@ -134,16 +188,18 @@ constexpr Entry kOmniLive = {
     .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
     .notes =
         "The memory of the paper's section on long memory and of its authors' code: a stream in clips, each compressed "
-        "to a short-term memory of a few vectors; clips whose memory has the largest cosine to the question are read. "
-        "Its compressor is a trained model that also makes a global vector a clip with all clips in sight (long-term "
-        "memory) and one of the question; untrained, a part's mean key stands for it, there is one level of memory, "
+        "to a short-term memory of a few vectors and, as long-term memory, to one; clips whose long-term memory has "
+        "the "
+        "largest cosine to the question are retrieved. shortlist=1 is that retrieval; short-term memory decides among "
+        "more. The paper's compressor is a trained model, which makes the long-term memory with all clips in sight, "
         "and "
-        "the newest token's queries are the question. Retrieved clips are read exactly, not as their memory. A clip "
-        "counts by the head of a group that wants it most. Clips are of slots; prompts are read densely.",
+        "a vector of the question; untrained, mean keys and the newest token's queries stand for them. Retrieved clips "
+        "are read exactly, not as their memory. A clip counts by the head of a group that wants it most. Clips are of "
+        "slots; prompts are read densely.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<OmniLive>(
           ClipOptions{Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
-                      spec.integer("clip"), spec.integer("keep"), spec.integer("dense")});
+                      spec.integer("clip"), spec.integer("keep"), spec.integer("shortlist"), spec.integer("dense")});
     }};
 
 }  // namespace
