@@ -101,13 +101,17 @@ std::map<std::string, TensorSpec, std::less<>> AttentionOperator::infer(const Te
 void AttentionOperator::forward(const Tensors& in, const Tensors& out, Form form, Context& context) const {
   if (form != Form::kAny && form != Form::kParallel)
     throw Error(ErrorKind::kArgument, op_, "form", "", "must be parallel");
-  require_known(out, out_, op_);
-  const AttnOut result{array(out, "out"), array(out, "lse")};
-  attend(inputs(in, result.out.rank == 4 ? result.out.shape[3] : 0), in, result, context);
+  const AttnOut result = outputs(out);
+  attend(inputs(in, width(result)), in, result, context);
 }
 
 void AttentionOperator::check(const Qkv& qkv, const Tensors&) const {
   exact::check(qkv, {}, op_);
+}
+
+AttnOut AttentionOperator::outputs(const Tensors& out) const {
+  require_known(out, out_, op_);
+  return {array(out, "out"), array(out, "lse")};
 }
 
 Qkv AttentionOperator::inputs(const Tensors& in, int64_t dv) const {

@@ -25,17 +25,21 @@ Workspace BlockJobs::workspace(Scratch& scratch) const {
   return w;
 }
 
-void BlockJobs::find_slots(const Block& block, Workspace& w) const {
+SlotRanges BlockJobs::slots_seen(const Block& block) const {
   const Keys& k = keys(block);
   auto to_slots = [&](KeyRange r) {
     r = clip(r, range_);
     return r.begin < r.end ? KeyRange{k.lower_slot(r.begin), k.lower_slot(r.end)} : KeyRange{};
   };
+  const int64_t position = p_.position(block.batch, block.first);
+  const Visible seen = visible_from(position, p_.options, p_.document(block.batch, position));
+  return {to_slots(seen.a), to_slots(seen.b)};
+}
+
+void BlockJobs::find_slots(const Block& block, Workspace& w) const {
   for (int64_t t = 0; t < block.tokens; ++t) {
-    const int64_t position = p_.position(block.batch, block.first + t);
-    const Visible seen = visible_from(position, p_.options, p_.document(block.batch, position));
-    w.slots[t] = {to_slots(seen.a), to_slots(seen.b)};
-    w.q_position[t] = static_cast<int32_t>(position);
+    w.slots[t] = slots_seen({block.batch, block.kv_head, block.first + t, 1});
+    w.q_position[t] = static_cast<int32_t>(p_.position(block.batch, block.first + t));
   }
 }
 
@@ -120,7 +124,11 @@ SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) co
       .given_inverse = nullptr,
       .final_hook = nullptr,
       .sums_only = false,
-      .column_sums = nullptr,
+      .statistics = nullptr,
+      .attended = nullptr,
+      .scores = nullptr,
+      .scores_head_stride = 0,
+      .scores_token_stride = 0,
       .max = nullptr,
       .sum = nullptr,
       .acc = nullptr,

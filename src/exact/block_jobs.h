@@ -17,7 +17,9 @@ class BlockJobs {
   int64_t tokens() const { return tokens_; }
   Workspace workspace(Scratch& scratch) const;
 
-  // Slots that each query of the block sees.
+  // Slots that the first query of the block sees.
+  SlotRanges slots_seen(const Block& block) const;
+  // Those of each query.
   void find_slots(const Block& block, Workspace& w) const;
   // The same, and the queries as the kernel takes them.
   void prepare(const Block& block, Workspace& w) const;

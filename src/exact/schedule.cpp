@@ -188,6 +188,12 @@ class Scheduler {
       job.final_hook = p_.variant.final_weight;
     }
     job.sums_only = pass == Pass::kFirst || (to_.out && !to_.out->out.data);
+    if (to_.scores) {
+      const int64_t row = (block.batch * p_.heads + block.kv_head * p_.group) * p_.queries + block.first;
+      job.scores = to_.scores + row * to_.score_stride + split.first_slot;
+      job.scores_head_stride = p_.queries * to_.score_stride;
+      job.scores_token_stride = to_.score_stride;
+    }
     job.max = to.max;
     job.sum = to.sum;
     job.acc = to.acc;

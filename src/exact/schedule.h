@@ -9,6 +9,10 @@ namespace attend::exact {
 struct Destination {
   const AttnOut* out = nullptr;
   Partial* partial = nullptr;
+  // Scores as the normaliser takes them, [batch, heads, queries, score_stride], by slot, where a query of the block
+  // sees the key; null: they are not kept. Of one pass.
+  float* scores = nullptr;
+  int64_t score_stride = 0;
 };
 
 void run(const Problem& problem, KeyRange range, const Destination& to, Context& context);

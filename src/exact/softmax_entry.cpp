@@ -1,7 +1,7 @@
 // The registry's entry for softmax attention: options, ports, and the operator that calls the typed function.
 #include "attend/exact/attention_operator.h"
 #include "attend/exact/register.h"
-#include "attend/exact/weight_sums.h"
+#include "attend/exact/weight_statistics.h"
 #include "attend/reference/softmax.h"
 #include "exact/entries.h"
 #include "exact/problem.h"
@@ -47,9 +47,13 @@ class Softmax : public AttentionOperator {
   }
 
   bool gives_weights() const override { return true; }
-  void add_weight_sums(const Tensors& in, const View& lse, std::span<float* const> sums,
-                       Context& context) const override {
-    attend::add_weight_sums(inputs(in, 0), options_, lse, sums, context);
+  void add_weights(const Tensors& in, const View& lse, const WeightPlaces& to, Context& context) const override {
+    attend::add_weights(inputs(in, 0), options_, lse, to, context);
+  }
+  void forward_and_add_weights(const Tensors& in, const Tensors& out, const WeightPlaces& to,
+                               Context& context) const override {
+    const AttnOut result = outputs(out);
+    attend_and_add_weights(inputs(in, width(result)), options_, result, to, context);
   }
 
   std::vector<KeyRange> needed_from(int64_t position) const override { return exact::needed_from(position, options_); }

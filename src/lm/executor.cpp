@@ -146,15 +146,26 @@ void Executor::run(const op::Attend& o, Step& step) {
     }
   }
   Tensors out = {{"out", batch_of_one(by_head(o.out, layer.heads, layer.dv))}};
-  const bool observed = step.policies.retainer.observed_from(o.layer) <= positions_.back();
+  Retainer& retainer = step.policies.retainer;
+  const int64_t observed_from = retainer.observed_from(o.layer);
+  const bool observed = observed_from <= positions_.back();
   const bool asking = step.policies.reader && step.policies.reader->wants_queries(o.layer);
   if (observed || weighing || asking) {
     lse_.resize(static_cast<size_t>(layer.heads * step.rows));
     out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
   }
-  mechanism.forward(in, out, Form::kAny, step.context);
-  if (observed) observe(o, in, step);
-  if (weighing) weigh(o, in, step);
+  if (weighing) {  // a token that may read a part of the keys: no retention observes it
+    SelectiveReader& reader = *step.policies.reader;
+    mechanism.forward_and_add_weights(in, out, reader.places(std::get<std::span<const KeyView>>(in.at("k"))),
+                                      step.context);
+    reader.weighed(o.layer, row(o.q, 0));
+  } else if (observed_from <= positions_.front() && !step.policies.trial) {
+    retainer.observing({positions_.front(), int64_t{positions_.back()} + 1});
+    mechanism.forward_and_add_weights(in, out, retainer.places(o.layer, keys_), step.context);
+  } else {
+    mechanism.forward(in, out, Form::kAny, step.context);
+    if (observed) observe(o, in, step);
+  }
   if (asking) step.policies.reader->queried(o.layer, keys_, row(o.q, 0), lse_.data(), step.rows, step.context.threads);
 }
 
@@ -168,7 +179,7 @@ void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
   observe(o.layer, positions_.front(), in, lse, step.policies, step.context);
 }
 
-// Sums the weights of those of the queries, of positions from `first_query` on, that are wanted.
+// Gathers the weights of those of the queries, of positions from `first_query` on, that are wanted.
 void Executor::observe(int layer, int64_t first_query, const Tensors& in, const View& lse, const Policies& policies,
                        Context& context) {
   const int64_t first = std::max<int64_t>(0, policies.retainer.observed_from(layer) - first_query);
@@ -182,7 +193,7 @@ void Executor::observe(int layer, int64_t first_query, const Tensors& in, const 
   observed["q"] = from_first(std::get<View>(in.at("q")), 2);
   observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
   policies.retainer.observing({first_query + first, first_query + lse.shape[2]});
-  policies.mechanisms[static_cast<size_t>(layer)]->add_weight_sums(
+  policies.mechanisms[static_cast<size_t>(layer)]->add_weights(
       observed, from_first(lse, 2), policies.retainer.places(layer, std::get<std::span<const KeyView>>(in.at("k"))),
       context);
 }
@@ -209,16 +220,6 @@ void Executor::observe(const Trial& trial, int64_t count, const Policies& polici
                         {"q_positions", dense_view(positions_.data() + before, DType::kI32, {1, count - before})}};
     observe(l, trial.first() + before, in, lse, policies, context);
   }
-}
-
-// Of a token that the reader may have given a part of the keys.
-void Executor::weigh(const op::Attend& o, const Tensors& in, Step& step) {
-  SelectiveReader& reader = *step.policies.reader;
-  const int64_t heads = model_.graph().layers[static_cast<size_t>(o.layer)].heads;
-  const View lse = dense_view(lse_.data(), DType::kF32, {1, heads, 1});
-  step.policies.mechanisms[static_cast<size_t>(o.layer)]->add_weight_sums(
-      in, lse, reader.places(std::get<std::span<const KeyView>>(in.at("k"))), step.context);
-  reader.weighed(o.layer, row(o.q, 0));
 }
 
 void Executor::run(const op::Gate& o, Step& step) {

@@ -35,7 +35,7 @@ int64_t next_multiple(int64_t stride, int64_t position) {
 
 Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& registry,
                    std::span<const Operator* const> mechanisms)
-    : graph_(graph), sums_(graph.layers.size()) {
+    : graph_(graph), statistics_(graph.layers.size()) {
   for (const Operator* mechanism : mechanisms)
     implied_.push_back(sees_everything(*mechanism) ? nullptr : make_implied_retention(*mechanism));
   if (const auto& spec = policy[Kind::kRetention]) {
@@ -46,6 +46,7 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
         refuse(*spec,
                fmt::format("ranks keys by their weights, which {} does not give", policy[Kind::kMechanism]->name));
     if (!retention_->lossless()) strides_.push_back(retention_->stride());
+    if (retention_->observes() > 0) wanted_ = retention_->statistics();
   }
   if (const auto& spec = policy[Kind::kAllocator]) {
     allocator_ = registry.make<Allocator>(*spec);
@@ -71,8 +72,14 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
   }
   std::sort(strides_.begin(), strides_.end());
   strides_.erase(std::unique(strides_.begin(), strides_.end()), strides_.end());
-  for (size_t layer = 0; layer < sums_.size(); ++layer)
-    sums_[layer].resize(static_cast<size_t>(graph.layers[layer].heads));
+  wanted_.sums |= plan_observes_;
+  for (size_t layer = 0; layer < statistics_.size(); ++layer) {
+    const size_t heads = static_cast<size_t>(graph.layers[layer].heads);
+    if (wanted_.sums) statistics_[layer].sums.resize(heads);
+    if (wanted_.largest) statistics_[layer].largest.resize(heads);
+    if (wanted_.times) statistics_[layer].times.resize(heads);
+    if (wanted_.newest) statistics_[layer].newest.resize(heads);
+  }
 }
 
 bool Retainer::governed(int layer) const {
@@ -107,15 +114,18 @@ void Retainer::observing(const KeyRange& queries) {
   observed_ = {std::min(observed_.begin, queries.begin), std::max(observed_.end, queries.end)};
 }
 
-std::span<float* const> Retainer::places(int layer, std::span<const KeyView> keys) {
-  std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
-  const size_t group = sums.size() / keys.size();
+WeightPlaces Retainer::places(int layer, std::span<const KeyView> keys) {
+  Statistics& own = statistics_[static_cast<size_t>(layer)];
+  const size_t heads = static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].heads);
+  const size_t group = heads / keys.size();
+  own.each([&](auto& all, auto first) {
+    for (size_t h = 0; h < all.size(); ++h) all[h].resize(static_cast<size_t>(keys[h / group].count()), first);
+  });
+  auto place = [](auto& all, size_t h) { return all.empty() ? nullptr : all[h].data(); };
   places_.clear();
-  for (size_t h = 0; h < sums.size(); ++h) {
-    sums[h].resize(static_cast<size_t>(keys[h / group].count()), 0.0f);
-    places_.push_back(sums[h].data());
-  }
-  return places_;
+  for (size_t h = 0; h < heads; ++h)
+    places_.push_back({place(own.sums, h), place(own.largest, h), place(own.times, h), place(own.newest, h)});
+  return {places_, wanted_.attended};
 }
 
 bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
@@ -179,7 +189,12 @@ Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t positio
   held.kv_heads = l.kv_heads;
   held.isa = isa;
   held.classes = classes_;
-  if (plan_observes_ || (retention_ && retention_->observes() > 0)) held.weights = sums_[static_cast<size_t>(layer)];
+  const Statistics& own = statistics_[static_cast<size_t>(layer)];
+  held.weights = own.sums;
+  held.largest = own.largest;
+  held.times = own.times;
+  held.newest = own.newest;
+  held.observed_from = observed_from(layer);
   return held;
 }
 
@@ -189,14 +204,15 @@ void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int6
   store.keep(layer, kv_head, slots);
   dropped_ = true;
   final_at_ = position;
-  std::vector<std::vector<float>>& sums = sums_[static_cast<size_t>(layer)];
-  const size_t group = sums.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
-  for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {
-    if (sums[h].empty()) continue;
-    sums[h].resize(static_cast<size_t>(count), 0.0f);
-    for (size_t i = 0; i < slots.size(); ++i) sums[h][i] = sums[h][static_cast<size_t>(slots[i])];
-    sums[h].resize(slots.size());
-  }
+  statistics_[static_cast<size_t>(layer)].each([&](auto& all, auto first) {
+    const size_t group = all.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
+    for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {
+      if (all[h].empty()) continue;
+      all[h].resize(static_cast<size_t>(count), first);
+      for (size_t i = 0; i < slots.size(); ++i) all[h][i] = all[h][static_cast<size_t>(slots[i])];
+      all[h].resize(slots.size());
+    }
+  });
 }
 
 void Retainer::check_truncates(int64_t position) const {
@@ -211,15 +227,14 @@ void Retainer::check_truncates(int64_t position) const {
 
 void Retainer::truncate(const Store& store, int64_t position) {
   if (position <= observed_.begin) forget_weights();
-  for (size_t layer = 0; layer < sums_.size(); ++layer) {
-    const int kv_heads = graph_.layers[layer].kv_heads;
-    const size_t group = sums_[layer].size() / static_cast<size_t>(kv_heads);
-    for (size_t h = 0; h < sums_[layer].size(); ++h) {
-      std::vector<float>& sums = sums_[layer][h];
-      const int64_t count = store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count();
-      sums.resize(std::min(sums.size(), static_cast<size_t>(count)));
-    }
-  }
+  for (size_t layer = 0; layer < statistics_.size(); ++layer)
+    statistics_[layer].each([&](auto& all, auto) {
+      const size_t group = all.size() / static_cast<size_t>(graph_.layers[layer].kv_heads);
+      for (size_t h = 0; h < all.size(); ++h) {
+        const int64_t count = store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count();
+        all[h].resize(std::min(all[h].size(), static_cast<size_t>(count)));
+      }
+    });
   if (reads_classes()) classes_.resize(std::min(classes_.size(), static_cast<size_t>(position)));
   looked_at_ = std::min(looked_at_, position);
   acted_at_ = std::min(acted_at_, position);
@@ -248,8 +263,10 @@ void Retainer::load(const Store& store, int64_t position, StateReader& in) {
 }
 
 void Retainer::forget_weights() {
-  for (auto& layer : sums_)
-    for (auto& head : layer) head.clear();
+  for (Statistics& layer : statistics_)
+    layer.each([](auto& all, auto) {
+      for (auto& head : all) head.clear();
+    });
   observed_ = kNothing;
 }
 

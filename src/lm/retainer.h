@@ -36,10 +36,10 @@ class Retainer {
   }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
   int64_t observed_from(int layer) const;
-  // Those of [queries.begin, queries.end) are about to be summed.
+  // Those of [queries.begin, queries.end) are about to be gathered.
   void observing(const KeyRange& queries);
-  // Where their weights are summed, a place for each query head, long enough for the keys that the store holds.
-  std::span<float* const> places(int layer, std::span<const KeyView> keys);
+  // Where statistics of their weights go, long enough for the keys that the store holds.
+  WeightPlaces places(int layer, std::span<const KeyView> keys);
 
   // Whether classes of tokens are wanted, in the order of tokens.
   bool reads_classes() const { return plan_ != nullptr; }
@@ -82,10 +82,21 @@ class Retainer {
   std::vector<TokenClass> classes_;
   int64_t acted_at_ = 0, looked_at_ = 0;
   int64_t final_at_ = 0;          // where keys went, or a retention chose: nothing before it can be undone
-  KeyRange observed_ = kNothing;  // queries whose weights the sums hold
+  KeyRange observed_ = kNothing;  // queries whose weights the statistics hold
   static constexpr KeyRange kNothing = {kNoEnd, 0};
-  std::vector<std::vector<std::vector<float>>> sums_;  // of each layer and query head, by slot
-  std::vector<float*> places_;
+  struct Statistics {  // of each query head of a layer, by slot
+    std::vector<std::vector<float>> sums, largest;
+    std::vector<std::vector<int32_t>> times, newest;
+
+    // f(heads, what a key has before its first query) for each statistic.
+    template <class F>
+    void each(F f) {
+      f(sums, 0.0f), f(largest, 0.0f), f(times, 0), f(newest, -1);
+    }
+  };
+  WantedStatistics wanted_{.sums = false};
+  std::vector<Statistics> statistics_;  // of each layer
+  std::vector<KeyStatistics> places_;
   std::vector<int64_t> slots_;
   bool dropped_ = false;
 };

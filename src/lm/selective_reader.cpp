@@ -125,14 +125,14 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
   return &arguments_;
 }
 
-std::span<float* const> SelectiveReader::places(std::span<const KeyView> keys) {
+WeightPlaces SelectiveReader::places(std::span<const KeyView> keys) {
   const size_t group = weights_.size() / keys.size();
   places_.clear();
   for (size_t h = 0; h < weights_.size(); ++h) {
     weights_[h].assign(static_cast<size_t>(keys[h / group].count()), 0.0f);
-    places_.push_back(weights_[h].data());
+    places_.push_back({.sum = weights_[h].data()});
   }
-  return places_;
+  return {places_};
 }
 
 void SelectiveReader::weighed(int layer, const float* q) {

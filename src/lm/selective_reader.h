@@ -36,7 +36,7 @@ class SelectiveReader {
 
   // Whether the index wants weights of the layer's last read; where they go, a place for each query head.
   bool wants_weights(int layer) const { return governs(layer) && index_->wants_weights(layer); }
-  std::span<float* const> places(std::span<const KeyView> keys);
+  WeightPlaces places(std::span<const KeyView> keys);
   void weighed(int layer, const float* q);
 
   // Whether the index wants the queries of new keys, [rows, heads * d], with the lse of their rows, [heads, rows].
@@ -69,7 +69,7 @@ class SelectiveReader {
   int32_t position_ = 0;
   Tensors arguments_;
   std::vector<std::vector<float>> weights_;
-  std::vector<float*> places_;
+  std::vector<KeyStatistics> places_;
 };
 
 }  // namespace attend

@@ -6,6 +6,6 @@
 #include "simd/split_table.h"
 
 namespace attend {
-const SplitKernels kSplitAvx2 = {N_AVX2::attend_split, N_AVX2::scale, N_AVX2::fold, N_AVX2::finish};
+const SplitKernels kSplitAvx2 = {N_AVX2::attend_split, N_AVX2::scale, N_AVX2::fold, N_AVX2::finish, N_AVX2::gather};
 }
 #endif

@@ -6,6 +6,6 @@
 #include "simd/split_table.h"
 
 namespace attend {
-const SplitKernels kSplitAvx512 = {N_AVX3::attend_split, N_AVX3::scale, N_AVX3::fold, N_AVX3::finish};
+const SplitKernels kSplitAvx512 = {N_AVX3::attend_split, N_AVX3::scale, N_AVX3::fold, N_AVX3::finish, N_AVX3::gather};
 }
 #endif

@@ -5,6 +5,7 @@
 #include "simd/split_table.h"
 
 namespace attend {
-const SplitKernels kSplitAvx512Bf16 = {N_AVX3_DL::attend_split, N_AVX3_DL::scale, N_AVX3_DL::fold, N_AVX3_DL::finish};
+const SplitKernels kSplitAvx512Bf16 = {N_AVX3_DL::attend_split, N_AVX3_DL::scale, N_AVX3_DL::fold, N_AVX3_DL::finish,
+                                       N_AVX3_DL::gather};
 }
 #endif

@@ -6,6 +6,6 @@
 #include "simd/split_table.h"
 
 namespace attend {
-const SplitKernels kSplitNeon = {N_NEON::attend_split, N_NEON::scale, N_NEON::fold, N_NEON::finish};
+const SplitKernels kSplitNeon = {N_NEON::attend_split, N_NEON::scale, N_NEON::fold, N_NEON::finish, N_NEON::gather};
 }
 #endif

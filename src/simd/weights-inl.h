@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "simd/spans-inl.h"
+#include "simd/gaps-inl.h"
+#include "simd/statistics-inl.h"
 
 namespace attend {
 namespace HWY_NAMESPACE {
@@ -18,6 +19,7 @@ class RowWeights {
   // `positions`: of the strip's columns, for hooks. `mark`: mark hidden keys also where nothing here asks for it.
   RowWeights(const SplitJob& job, const int32_t* positions, bool mark = false) : job_(job), positions_(positions) {
     dense_ = !job.k_position || job.k_position[job.cols - 1] - job.k_position[0] == job.cols - 1;
+    if (!dense_) position_lanes_.find(job_.k_position, job_.cols);
     mark_ = mark || job.bias || job.hook || job.mask || job.weight || job.final_hook;
   }
 
@@ -33,6 +35,7 @@ class RowWeights {
     cap(s, spans);
     add_bias(row, s);
     for (const Span& span : spans) hide(row, s, span);
+    if (job_.scores) keep_scores(row, s, spans);
     const bool softmax = job_.normalizer == Normalizer::kSoftmax || job_.normalizer == Normalizer::kSignedSoftmax;
     const float max = softmax ? largest(s, spans) : 0.0f;
     const bool empty = softmax ? max == kNegInf : all_hidden(s, spans);
@@ -52,7 +55,7 @@ class RowWeights {
       job_.sum[row] = sum_of(s, spans);
     }
     job_.max[row] = empty ? kNegInf : !softmax || job_.given_max ? 0.0f : max;
-    if (job_.column_sums) add_to(job_.column_sums + row / job_.tokens * kStripCols, s, spans);
+    if (job_.statistics) gather(row, s, spans);
   }
 
   void run_on_weights(const Hook& hook, int row, float* p, const Spans& all) {
@@ -208,11 +211,16 @@ class RowWeights {
     }
   }
 
-  static void add_to(float* sums, const float* p, const Spans& spans) {
-    const F32 d;
+  void keep_scores(int row, const float* s, const Spans& spans) const {
+    float* to =
+        job_.scores + row / job_.tokens * job_.scores_head_stride + row % job_.tokens * job_.scores_token_stride;
+    for (const Span& span : spans) std::copy(s + span.begin, s + std::min(span.end, job_.cols), to + span.begin);
+  }
+
+  void gather(int row, const float* p, const Spans& spans) const {
+    const KeyStatistics to = from(*job_.statistics, row / job_.tokens * kStripCols);
     for (const Span& span : spans)
-      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
-        hn::StoreU(hn::Add(hn::LoadU(d, sums + c), hn::LoadU(d, p + c)), d, sums + c);
+      gather_columns(p, span.begin, span.end, job_.attended[row], job_.q_position[row % job_.tokens], to);
   }
 
   static void scale(float* s, const Spans& spans, float factor) {
@@ -251,20 +259,17 @@ class RowWeights {
     }
   }
 
-  // Keys with gaps between their positions: each still counts in the lane of its position.
   float total_by_position(const float* p, const Spans& spans, bool magnitudes) const {
-    alignas(64) float x[16] = {};
-    for (const Span& span : spans)
-      for (int c = span.begin; c < std::min(span.end, job_.cols); ++c)
-        x[job_.k_position[c] % 16] += magnitudes ? std::abs(p[c]) : p[c];
     Vec lanes[16 / kLanes];
-    for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Load(F32(), x + i * kLanes);
+    for (auto& lane : lanes) lane = hn::Zero(F32());
+    position_lanes_.add(p, spans, magnitudes, lanes);
     return total(lanes);
   }
 
   const SplitJob& job_;
   const int32_t* positions_;
   bool dense_, mark_;
+  PositionLanes position_lanes_;  // where the keys are not dense
   alignas(64) float before_[kStripCols];
 };
 

@@ -7,7 +7,7 @@
 #include <limits>
 #include <numeric>
 
-#include "attend/exact/weight_sums.h"
+#include "attend/exact/weight_statistics.h"
 #include "attend/lm/token_class.h"
 #include "attend/tensor/error.h"
 
@@ -65,9 +65,9 @@ class Profile {
 
   void show_frequent() {
     std::vector<float> sums(hidden_.size(), 0.0f);
-    std::vector<float*> places;
-    for (int64_t h = 0; h < heads_; ++h) places.push_back(sums.data() + h * tokens_);
-    add_weight_sums(in_, attention_, view(whole_), places, context_);
+    std::vector<KeyStatistics> places;
+    for (int64_t h = 0; h < heads_; ++h) places.push_back({.sum = sums.data() + h * tokens_});
+    add_weights(in_, attention_, view(whole_), {places}, context_);
     const int64_t group = heads_ / kv_heads_;
     std::vector<int64_t> best;
     std::vector<float> scores(static_cast<size_t>(tokens_));

@@ -33,8 +33,16 @@ void Operator::turn_keys(const View&, std::span<const int32_t>, Context&) const 
   throw Error(ErrorKind::kUnsupported, "turn_keys: this mechanism turns no keys");
 }
 
-void Operator::add_weight_sums(const Tensors&, const View&, std::span<float* const>, Context&) const {
-  throw Error(ErrorKind::kUnsupported, "add_weight_sums: this mechanism gives no weights");
+void Operator::add_weights(const Tensors&, const View&, const WeightPlaces&, Context&) const {
+  throw Error(ErrorKind::kUnsupported, "add_weights: this mechanism gives no weights");
+}
+
+void Operator::forward_and_add_weights(const Tensors& in, const Tensors& out, const WeightPlaces& to,
+                                       Context& context) const {
+  const auto lse = out.find("lse");
+  if (lse == out.end()) throw Error(ErrorKind::kArgument, "add_weights", "out", "", "must name lse");
+  forward(in, out, Form::kAny, context);
+  add_weights(in, std::get<View>(lse->second), to, context);
 }
 
 Shape port_shape(const Entry& entry, const Port& port, const Spec& spec, const Sizes& sizes, int& rank) {

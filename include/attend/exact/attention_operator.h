@@ -84,6 +84,9 @@ class AttentionOperator : public Operator {
 
   View array(const Tensors& tensors, std::string_view name) const { return attend::array(tensors, name, op_); }
   Qkv inputs(const Tensors& in, int64_t dv) const;
+  AttnOut outputs(const Tensors& out) const;
+  // The width of the values, where the output tells.
+  static int64_t width(const AttnOut& out) { return out.out.rank == 4 ? out.out.shape[3] : 0; }
   std::string_view op() const { return op_; }
 
  private:

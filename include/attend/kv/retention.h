@@ -21,16 +21,20 @@ struct Held {
   int64_t next_position;  // of the next token
   int layer = 0, layers = 1;
   int kv_head = 0, kv_heads = 1;
-  // For each query head of the layer, by slot: the weights that the observed queries gave to each key, summed
-  // (attend/exact/weight_sums.h). Empty if none were asked for.
-  std::span<const std::vector<float>> weights = {};
+  // For each query head of the layer, by slot, what was asked for of the weights that the observed queries gave to each
+  // key (attend/exact/weight_statistics.h): sums, the largest, how many queries attended to it, the position of the
+  // last that did (-1: none). Empty what was not; a head's entries may end before its newest keys, which met no query.
+  std::span<const std::vector<float>> weights = {}, largest = {};
+  std::span<const std::vector<int32_t>> times = {}, newest = {};
+  int64_t observed_from = 0;                 // position of the first of these queries
   std::span<const TokenClass> classes = {};  // of all tokens so far, by position; empty where no plan is
   Isa isa = Isa::kAvx2;
 
   // Those of the query heads that read this kv head.
-  std::span<const std::vector<float>> own_weights() const {
-    const size_t group = weights.size() / static_cast<size_t>(kv_heads);
-    return weights.subspan(static_cast<size_t>(kv_head) * group, group);
+  template <class T>
+  std::span<const std::vector<T>> own(std::span<const std::vector<T>> heads) const {
+    const size_t group = heads.size() / static_cast<size_t>(kv_heads);
+    return heads.subspan(static_cast<size_t>(kv_head) * group, group);
   }
   int64_t position(int64_t slot) const {
     return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];
@@ -39,13 +43,21 @@ struct Held {
 
 inline constexpr int64_t kEveryQuery = std::numeric_limits<int64_t>::max();
 
+// Statistics of weights; `attended`: see WeightPlaces.
+struct WantedStatistics {
+  bool sums = true, largest = false, times = false, newest = false;
+  float attended = 1;
+};
+
 struct Retention : Component {
   // Acts when the number of tokens seen is a multiple of this, and at the prompt's end; 0: only there.
   virtual int64_t stride() const = 0;
 
-  // Of how many of the newest queries before it acts Held::weights holds the sums, at most those since it acted last;
+  // Of how many of the newest queries before it acts Held knows the weights, at most those since it acted last;
   // kEveryQuery: of all that a key ever met.
   virtual int64_t observes() const { return 0; }
+  // Which statistics of them.
+  virtual WantedStatistics statistics() const { return {}; }
 
   // Slots to keep, ascending.
   virtual void choose(const Held& held, std::vector<int64_t>& slots) const = 0;

@@ -16,6 +16,7 @@
 #include "attend/simd/normalizer.h"
 #include "attend/tensor/compute.h"
 #include "attend/tensor/key_view.h"
+#include "attend/tensor/weight_places.h"
 
 namespace attend {
 
@@ -62,9 +63,14 @@ struct SplitJob {
   const float *given_max, *given_inverse;
   const Hook* final_hook;
   bool sums_only;  // acc is not computed
-  // Weights of the rows are added to column_sums[head * kSplitPositions + column], in ascending order of rows; null:
-  // none. In units of what normalises them, so in a second pass.
-  float* column_sums;
+  // Statistics of the rows' weights join those at [head * kSplitPositions + column], in ascending order of rows; null:
+  // none. In units of what normalises them, so in a second pass. `attended`: [rows], the weight above which a key is.
+  const KeyStatistics* statistics;
+  const float* attended;
+  // Scores as the normaliser takes them, -inf where hidden, at [head * head_stride + token * token_stride + column] for
+  // columns that some row sees; null: they are not kept.
+  float* scores;
+  int64_t scores_head_stride, scores_token_stride;
 
   // Results, one row after another; acc rows are padded to a multiple of 16.
   float *max, *sum, *acc;
@@ -88,6 +94,9 @@ struct SplitKernels {
   // out[r] = acc[r] / sum[r], 0 for an empty row; `sink` (one logit a row, or null) joins the denominator.
   // lse[r] = max + ln(sum), the sink included.
   void (*finish)(const PartialRows& rows, int64_t row, const float* sink, int64_t dv, float* out, float* lse) noexcept;
+  // Weights exp(scores[c] - lse) of a row join the statistics, as they do in a second pass.
+  void (*gather)(const float* scores, int64_t count, float lse, float attended, int32_t position,
+                 const KeyStatistics& to) noexcept;
 };
 
 // Throws Error(kUnsupported) if this build has no kernels for it.

@@ -13,6 +13,7 @@
 #include "attend/tensor/key_view.h"
 #include "attend/tensor/spec.h"
 #include "attend/tensor/view.h"
+#include "attend/tensor/weight_places.h"
 
 namespace attend {
 
@@ -99,14 +100,15 @@ struct Operator : Component {
   virtual bool turns() const { return false; }
   virtual void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const;
 
-  // Whether add_weight_sums() works: weights are those of a softmax over keys.
+  // Whether add_weights() works: weights are those of a softmax over keys.
   virtual bool gives_weights() const { return false; }
 
-  // Adds to sums[h], for each query head h of the batch, the weight that the queries of `in` give to each key of its kv
-  // head, by slot, in ascending order of queries; `lse` is what forward() gave for `in`. Throws Error(kUnsupported)
-  // where gives_weights() is false.
-  virtual void add_weight_sums(const Tensors& in, const View& lse, std::span<float* const> sums,
-                               Context& context) const;
+  // Gathers the weights that the queries of `in` give to the keys; `lse` is what forward() gave for `in`. Throws
+  // Error(kUnsupported) where gives_weights() is false.
+  virtual void add_weights(const Tensors& in, const View& lse, const WeightPlaces& to, Context& context) const;
+  // forward() and add_weights() in one, with the same bits; `out` names lse. Few queries read their keys once.
+  virtual void forward_and_add_weights(const Tensors& in, const Tensors& out, const WeightPlaces& to,
+                                       Context& context) const;
 
   // Positions of the keys that some query at `position` or later can see, ascending and disjoint. What lies outside may
   // be dropped for good.
