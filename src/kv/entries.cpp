@@ -91,6 +91,7 @@ void register_kv(Registry& registry) {
   register_allocators(registry);
   register_duo(registry);
   register_fastgen(registry);
+  register_count_retentions(registry);
   register_norm_retentions(registry);
   register_weight_retentions(registry);
   register_window_retentions(registry);

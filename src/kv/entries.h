@@ -8,6 +8,7 @@ void register_stores(Registry& registry);
 void register_allocators(Registry& registry);
 void register_duo(Registry& registry);
 void register_fastgen(Registry& registry);
+void register_count_retentions(Registry& registry);
 void register_norm_retentions(Registry& registry);
 void register_weight_retentions(Registry& registry);
 void register_window_retentions(Registry& registry);

@@ -44,6 +44,19 @@ double weight_of(const Weights& weights, size_t kv, int64_t j, int64_t from, int
   return sum;
 }
 
+// Whether query i of a head gave key j more than the mean weight of what it saw.
+bool attends(const std::vector<Row>& weights, int64_t i, int64_t j) {
+  const Row& row = weights[static_cast<size_t>(i)];
+  const auto seen = std::count_if(row.begin(), row.end(), [](double w) { return w > 0; });
+  return row[static_cast<size_t>(j)] > 1 / static_cast<double>(seen);
+}
+
+// f(weights of a query head) for those of a group.
+template <class F>
+void each_of_group(const Weights& weights, size_t kv, F f) {
+  for (size_t h = kv * kGroup; h < (kv + 1) * kGroup; ++h) f(weights[h]);
+}
+
 std::vector<Rule> rules() {
   auto every8 = [](int64_t seen, int64_t prompt) { return seen % 8 == 0 || seen == prompt; };
   auto at_end = [](int64_t seen, int64_t prompt) { return seen == prompt; };
@@ -88,6 +101,48 @@ std::vector<Rule> rules() {
                  const int64_t first = j / 4 * 4, end = std::min(seen, first + 4);
                  for (int64_t n = first; n < end; ++n) sum += weight_of(w, kv, n, seen - 5, seen);
                  return sum / static_cast<double>(end - first) + 1e-12 * static_cast<double>(j);
+               });
+       }},
+      {"scissorhands:budget=10,stride=8,history=6,recent=3", every8,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         int64_t acted = (seen - 1) / 8 * 8;
+         if (seen > test::kRulePrompt) acted = std::max(acted, test::kRulePrompt);
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j >= seen - 3; },
+               [&](int64_t j) {
+                 int low = 0;
+                 each_of_group(w, kv, [&](const auto& rows) {
+                   for (int64_t i = std::max({acted, seen - 6, j}); i < seen; ++i) low += !attends(rows, i, j);
+                 });
+                 return -low + 1e-6 * static_cast<double>(j);  // of equal ones the newest
+               });
+       }},
+      {"lra:budget=10,stride=8,recent=3", every8,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j >= seen - 3; },
+               [&](int64_t j) {
+                 int64_t last = j;
+                 each_of_group(w, kv, [&](const auto& rows) {
+                   for (int64_t i = j; i < seen; ++i)
+                     if (attends(rows, i, j)) last = std::max(last, i);
+                 });
+                 return static_cast<double>(last) + 1e-6 * static_cast<double>(j);
+               });
+       }},
+      {"lfa:budget=10,stride=8,sinks=1,recent=3", every8,
+       [](int64_t seen, const Weights& w, const Keys&, Kept& kept) {
+         for (size_t kv = 0; kv < kept.size(); ++kv)
+           keep_best(
+               kept[kv], seen, 10, [&](int64_t j) { return j < 1 || j >= seen - 3; },
+               [&](int64_t j) {
+                 int times = 0;
+                 each_of_group(w, kv, [&](const auto& rows) {
+                   for (int64_t i = j; i < seen; ++i) times += attends(rows, i, j);
+                 });
+                 return times + 1e-6 * static_cast<double>(j);
                });
        }},
       {"knorm:budget=10,stride=8,sinks=2,recent=3", every8,
