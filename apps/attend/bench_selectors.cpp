@@ -15,7 +15,7 @@
 #include <random>
 
 #include "attend/exact/softmax.h"
-#include "attend/exact/weight_sums.h"
+#include "attend/exact/weight_statistics.h"
 #include "attend/simd/isa.h"
 #include "attend/sparse/selected_keys.h"
 #include "attend/tensor/npy.h"
@@ -137,12 +137,12 @@ struct Reader {
   }
 
   void weigh(int layer, const Qkv& in, const float* q) {
-    std::vector<float*> places;
+    std::vector<KeyStatistics> places;
     for (size_t h = 0; h < weights.size(); ++h) {
       weights[h].assign(static_cast<size_t>(in.keys[h / kGroup].count()), 0.0f);
-      places.push_back(weights[h].data());
+      places.push_back({.sum = weights[h].data()});
     }
-    add_weight_sums(in, {}, lse.view, places, context);
+    add_weights(in, {}, lse.view, {places}, context);
     for (size_t h = 0; h < static_cast<size_t>(kKvHeads); ++h)
       index.weighed(layer, static_cast<int>(h), q + static_cast<int64_t>(h) * kGroup * d,
                     std::span(weights).subspan(h * kGroup, kGroup));
