@@ -118,7 +118,7 @@ WeightPlaces Retainer::places(int layer, std::span<const KeyView> keys) {
   Statistics& own = statistics_[static_cast<size_t>(layer)];
   const size_t heads = static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].heads);
   const size_t group = heads / keys.size();
-  own.each([&](auto& all, auto first) {
+  Statistics::each(own, [&](auto& all, auto first) {
     for (size_t h = 0; h < all.size(); ++h) all[h].resize(static_cast<size_t>(keys[h / group].count()), first);
   });
   auto place = [](auto& all, size_t h) { return all.empty() ? nullptr : all[h].data(); };
@@ -204,7 +204,7 @@ void Retainer::keep(Store& store, int layer, int kv_head, const std::vector<int6
   store.keep(layer, kv_head, slots);
   dropped_ = true;
   final_at_ = position;
-  statistics_[static_cast<size_t>(layer)].each([&](auto& all, auto first) {
+  Statistics::each(statistics_[static_cast<size_t>(layer)], [&](auto& all, auto first) {
     const size_t group = all.size() / static_cast<size_t>(graph_.layers[static_cast<size_t>(layer)].kv_heads);
     for (size_t h = static_cast<size_t>(kv_head) * group; h < (static_cast<size_t>(kv_head) + 1) * group; ++h) {
       if (all[h].empty()) continue;
@@ -228,7 +228,7 @@ void Retainer::check_truncates(int64_t position) const {
 void Retainer::truncate(const Store& store, int64_t position) {
   if (position <= observed_.begin) forget_weights();
   for (size_t layer = 0; layer < statistics_.size(); ++layer)
-    statistics_[layer].each([&](auto& all, auto) {
+    Statistics::each(statistics_[layer], [&](auto& all, auto) {
       const size_t group = all.size() / static_cast<size_t>(graph_.layers[layer].kv_heads);
       for (size_t h = 0; h < all.size(); ++h) {
         const int64_t count = store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count();
@@ -243,8 +243,10 @@ void Retainer::truncate(const Store& store, int64_t position) {
 void Retainer::save(StateWriter& out) const {
   for (int64_t value : {acted_at_, looked_at_, final_at_, observed_.begin, observed_.end}) out.put(value);
   out.put(classes_);
-  for (const auto& layer : sums_)
-    for (const std::vector<float>& head : layer) out.put(head);
+  for (const Statistics& layer : statistics_)
+    Statistics::each(layer, [&](auto& all, auto) {
+      for (const auto& head : all) out.put(head);
+    });
 }
 
 void Retainer::load(const Store& store, int64_t position, StateReader& in) {
@@ -255,16 +257,17 @@ void Retainer::load(const Store& store, int64_t position, StateReader& in) {
   in.get(classes_, position);
   StateReader::require(static_cast<int64_t>(classes_.size()) == (reads_classes() ? position : 0));
   for (TokenClass c : classes_) StateReader::require(c <= TokenClass::kPunctuation);
-  for (size_t layer = 0; layer < sums_.size(); ++layer) {
-    const size_t group = sums_[layer].size() / static_cast<size_t>(graph_.layers[layer].kv_heads);
-    for (size_t h = 0; h < sums_[layer].size(); ++h)
-      in.get(sums_[layer][h], store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count());
-  }
+  for (size_t layer = 0; layer < statistics_.size(); ++layer)
+    Statistics::each(statistics_[layer], [&](auto& all, auto) {
+      const size_t group = all.size() / static_cast<size_t>(graph_.layers[layer].kv_heads);
+      for (size_t h = 0; h < all.size(); ++h)
+        in.get(all[h], store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count());
+    });
 }
 
 void Retainer::forget_weights() {
   for (Statistics& layer : statistics_)
-    layer.each([](auto& all, auto) {
+    Statistics::each(layer, [](auto& all, auto) {
       for (auto& head : all) head.clear();
     });
   observed_ = kNothing;

@@ -89,9 +89,9 @@ class Retainer {
     std::vector<std::vector<int32_t>> times, newest;
 
     // f(heads, what a key has before its first query) for each statistic.
-    template <class F>
-    void each(F f) {
-      f(sums, 0.0f), f(largest, 0.0f), f(times, 0), f(newest, -1);
+    template <class Self, class F>
+    static void each(Self& of, F f) {
+      f(of.sums, 0.0f), f(of.largest, 0.0f), f(of.times, 0), f(of.newest, -1);
     }
   };
   WantedStatistics wanted_{.sums = false};
