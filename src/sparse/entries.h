@@ -4,6 +4,7 @@
 
 namespace attend {
 
+void register_graph(Registry& registry);
 void register_infllm(Registry& registry);
 void register_ltri(Registry& registry);
 void register_magicpig(Registry& registry);

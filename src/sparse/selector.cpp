@@ -24,6 +24,7 @@ void SelectorIndex::weighed(int, int, const float*, std::span<const std::vector<
 void SelectorIndex::queried(int, int, const KeyView&, const NewQueries&) {}
 
 void register_sparse(Registry& registry) {
+  register_graph(registry);
   register_infllm(registry);
   register_ltri(registry);
   register_magicpig(registry);
