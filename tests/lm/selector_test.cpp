@@ -95,6 +95,7 @@ std::vector<std::string> selectors(int64_t budget) {
   for (const Entry* entry : registry().entries())
     if (entry->kind == Kind::kSelector)
       specs.push_back(entry->name == "magicpig" ? fmt::format("magicpig:sinks=2,recent={},bits=4,tables=6", budget / 2)
+                      : entry->name == "graph"  ? fmt::format("graph:budget={},degree=6,effort=6", budget)
                                                 : fmt::format("{}:budget={}", entry->name, budget));
   EXPECT_GE(specs.size(), 4u);
   return specs;
