@@ -58,6 +58,25 @@ class GraphIndex : public SelectorIndex {
     }
   }
 
+  void save(int layer, int kv_head, StateWriter& out) const override {
+    const Head& head = heads_.at(layer, kv_head);
+    out.put(head.queries), out.put(head.positions), out.put(head.every), out.put(head.sampled);
+    head.graph.save(out);
+  }
+  void load(int layer, int kv_head, const KeyView& keys, int64_t next, StateReader& in) override {
+    const int64_t most = std::max<int64_t>(1, o_.queries / shape_.group);
+    Head head;
+    in.get(head.queries, most * shape_.group * shape_.d);
+    in.get(head.positions, most);
+    head.every = in.get<int64_t>(), head.sampled = in.get<int64_t>();
+    StateReader::require(head.queries.size() == head.positions.size() * static_cast<size_t>(shape_.group * shape_.d) &&
+                         head.every > 0 && head.sampled >= 0 && head.sampled <= next);
+    head.graph = KeyGraph(o_.budget.sinks, o_.degree, shape_.d, shape_.isa);
+    head.graph.load(in, std::max<int64_t>(0, keys.count() - o_.budget.recent - o_.budget.sinks));
+    if (head.graph.end() == o_.budget.sinks) head.graph = KeyGraph();
+    heads_.at(layer, kv_head) = std::move(head);
+  }
+
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
@@ -148,7 +167,7 @@ constexpr Entry kGraph = {
     .papers = kPapers,
     .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
     .notes =
-        "RetrievalAttention, sections 3.2 and 3.3 (128 sinks, 512 newest keys and 100 found ones are its sizes): "
+        "RetrievalAttention (128 sinks, 512 newest keys and 100 found ones are its sizes): "
         "queries lie elsewhere than keys, so a graph of keys near each other misleads them; edges follow RoarGraph: "
         "the key that a query of the text wants most leads to those that it wants next. Differs: a sample of the "
         "text's queries guides the graph (the paper takes all, on a GPU); edges back from wanted keys, without "

@@ -62,6 +62,36 @@ class InfLlmIndex : public SelectorIndex {
     }
   }
 
+  void save(int layer, int kv_head, StateWriter& out) const override {
+    const Head& head = heads_.at(layer, kv_head);
+    std::vector<float> means(static_cast<size_t>(head.count * shape_.group * shape_.d));
+    for (int64_t i = 0; i < head.count * shape_.group; ++i)
+      head.blocks[static_cast<size_t>(i % shape_.group)].read(
+          i / shape_.group, std::span(means).subspan(static_cast<size_t>(i * shape_.d), static_cast<size_t>(shape_.d)));
+    out.put(head.sum), out.put(head.score), out.put(head.count), out.put(means);
+  }
+  void load(int layer, int kv_head, const KeyView&, int64_t next, StateReader& in) override {
+    const int64_t width = shape_.group * shape_.d, room = (o_.budget.recent + o_.block) * shape_.group;
+    Head head;
+    std::vector<float> means;
+    in.get(head.sum, width);
+    in.get(head.score, room);
+    head.count = in.get<int64_t>();
+    const bool begun = !head.sum.empty();
+    const int64_t left = next - o_.budget.recent - o_.budget.sinks;
+    StateReader::require(static_cast<int64_t>(head.sum.size()) == (begun ? width : 0) &&
+                         static_cast<int64_t>(head.score.size()) == (begun ? room : 0) &&
+                         head.count == (begun ? std::max<int64_t>(0, left) / o_.block : 0));
+    in.get(means, head.count * width);
+    StateReader::require(static_cast<int64_t>(means.size()) == head.count * width);
+    if (begun) head.blocks.assign(static_cast<size_t>(shape_.group), VectorTable(shape_.d));
+    for (VectorTable& blocks : head.blocks) blocks.resize(head.count);
+    for (int64_t i = 0; i < head.count * shape_.group; ++i)
+      head.blocks[static_cast<size_t>(i % shape_.group)].write(
+          i / shape_.group, std::span(means).subspan(static_cast<size_t>(i * shape_.d), static_cast<size_t>(shape_.d)));
+    heads_.at(layer, kv_head) = std::move(head);
+  }
+
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     const int64_t n = keys.count();
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;

@@ -265,6 +265,23 @@ void KeyGraph::build(const KeyView& keys, int64_t count, std::span<const float> 
   for (int32_t node = 0; node < count; ++node) link(rows, node, effort, scratch);
 }
 
+void KeyGraph::save(StateWriter& out) const {
+  out.put(nodes_), out.put(edges_), out.put(used_), out.put(entries_);
+}
+
+void KeyGraph::load(StateReader& in, int64_t most) {
+  nodes_ = in.get<int64_t>();
+  StateReader::require(nodes_ >= 0 && nodes_ <= most);
+  in.get(edges_, nodes_ * 2 * half_);
+  in.get(used_, nodes_ * 2);
+  in.get(entries_, std::min<int64_t>(nodes_, kEntries));
+  StateReader::require(static_cast<int64_t>(edges_.size()) == nodes_ * 2 * half_ &&
+                       static_cast<int64_t>(used_.size()) == nodes_ * 2);
+  for (int32_t count : used_) StateReader::require(count >= 0 && count <= half_);
+  for (const std::vector<int32_t>* nodes : {&edges_, &entries_})
+    for (int32_t node : *nodes) StateReader::require(node >= 0 && node < nodes_);
+}
+
 void KeyGraph::insert(const KeyView& keys, int64_t effort, Scratch& scratch) {
   const int32_t node = static_cast<int32_t>(nodes_++);
   edges_.resize(static_cast<size_t>(nodes_ * 2 * half_), 0);

@@ -1,12 +1,12 @@
 #pragma once
 // A graph over keys that a search walks towards those of the largest products with a query.
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "attend/tensor/isa.h"
 #include "attend/tensor/key_view.h"
+#include "attend/tensor/state_bytes.h"
 
 namespace attend {
 
@@ -58,6 +58,9 @@ class KeyGraph {
   // Slots of about the `count` largest products with q, the largest first; `effort` of them are kept on the way.
   void search(const KeyView& keys, const float* q, int64_t count, int64_t effort, Scratch& scratch,
               std::vector<int64_t>& slots) const;
+  // The graph itself, over at most `most` keys; load() throws Error(kFile) for what save() can't have written.
+  void save(StateWriter& out) const;
+  void load(StateReader& in, int64_t most);
   int64_t bytes() const { return static_cast<int64_t>((edges_.capacity() + used_.capacity()) * sizeof(int32_t)); }
 
  private:

@@ -34,6 +34,10 @@ class VectorTable {
     float* to = panels_.data() + vector / kPanelKeys * kPanelKeys * d_ + vector % kPanelKeys;
     for (int64_t c = 0; c < d_; ++c) to[c * kPanelKeys] = x[static_cast<size_t>(c)];
   }
+  void read(int64_t vector, std::span<float> x) const {
+    const float* from = panels_.data() + vector / kPanelKeys * kPanelKeys * d_ + vector % kPanelKeys;
+    for (int64_t c = 0; c < d_; ++c) x[static_cast<size_t>(c)] = from[c * kPanelKeys];
+  }
   // f(vector, head, product) for the first `vectors` and the rows of q [heads, d].
   template <class F>
   void products(const DenseKernels& kernels, const float* q, int64_t heads, int64_t vectors, F f) const {
