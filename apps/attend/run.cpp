@@ -25,7 +25,7 @@ struct RunOptions {
   DraftOptions draft;
   std::string text, prompt, policy = "softmax", save_state, load_state;
   std::vector<std::string> stops;
-  int64_t count = 256, seed = 0;
+  int64_t count = 256, seed = 0, samples = 1;
   bool chat = false, ignore_end = false, json = false;
 };
 
@@ -60,13 +60,24 @@ class Generator {
         sampler_(options.sampler) {}
 
   Answer answer(const std::vector<int32_t>& prompt) {
+    Answer answer = read(prompt);
+    go_on(prompt, answer);
+    return answer;
+  }
+
+  Answer read(const std::vector<int32_t>& prompt) {
     Answer answer;
     answer.prompt_tokens = static_cast<int64_t>(prompt.size());
-    Clock::time_point begin = Clock::now();
+    const Clock::time_point begin = Clock::now();
     session_.prefill(prompt, options_.model.chunk, options_.count > 0 ? Outputs::kLast : Outputs::kNone, nullptr,
                      context_);
     answer.prefill_s = since(begin);
     bar_.wipe();
+    return answer;
+  }
+
+  // After the prompt, which the session has read.
+  void go_on(const std::vector<int32_t>& prompt, Answer& answer) {
     for (int32_t id : prompt) sampler_.accept(id);
     if (speculation_) speculation_->read(prompt);
 
@@ -89,7 +100,7 @@ class Generator {
       }
       // A saved text ends with its last token.
       if (i + 1 == options_.count && !options_.chat && options_.save_state.empty()) break;
-      begin = Clock::now();
+      const Clock::time_point begin = Clock::now();
       next = speculation_ ? speculation_->decode(id, context_) : session_.decode(id, context_);
       answer.decode_s += since(begin);
       ++answer.decoded;
@@ -98,7 +109,6 @@ class Generator {
     if (speculation_) speculation_->settle(context_);
     if (!stops.stopped()) show(stops.push(characters.finish()), answer);
     show(stops.finish(), answer);
-    return answer;
   }
 
   const Speculation* speculation() const { return speculation_; }
@@ -130,6 +140,19 @@ void print_summary(const Answer& answer, const Ensemble& session, const Speculat
       session.disk_bytes() ? fmt::format(" ({} on disk)", bytes_text(session.disk_bytes())) : "",
       bytes_text(peak_memory()), answer.full ? "; the context is full" : "");
   fmt::print(stderr, "{}\n", coloured(line, Colour::kDim, has_colour(Stream::kError)));
+}
+
+Json json_report(const Answer& answer, const Ensemble& session, const Speculation* speculation) {
+  Json report = {{"tokens", answer.tokens},
+                 {"text", answer.text},
+                 {"prompt_tokens", answer.prompt_tokens},
+                 {"prefill_tps", answer.prefill_tps()},
+                 {"decode_tps", answer.decode_tps()},
+                 {"kv_bytes", session.bytes()},
+                 {"kv_disk_bytes", session.disk_bytes()},
+                 {"peak_rss_bytes", peak_memory()}};
+  if (speculation) report["draft"] = draft_json(speculation->counts());
+  return report;
 }
 
 // The text that a model reads next in a conversation; what came before is in its cache.
@@ -176,6 +199,32 @@ int converse(Generator& generator, Conversation& conversation, const Ensemble& s
   return interrupted() ? 128 + interrupted() : 0;
 }
 
+// Several answers to one prompt that the session has read, each from a fork of its own.
+int print_samples(RunOptions options, const LanguageModel& model, const Ensemble& session, Drafter* drafter,
+                  const Answer& read, const std::vector<int32_t>& prompt, ProgressBar& bar, Context& context) {
+  Json samples = Json::array();
+  for (int64_t i = 0; i < options.samples; ++i, ++options.sampler.seed) {
+    Ensemble own = session.fork();
+    std::optional<Speculation> speculation;
+    if (drafter) speculation.emplace(own.alone(), *drafter, options.draft.tokens);
+    Generator generator(options, model, own, speculation ? &*speculation : nullptr, bar, context);
+    const std::string title = fmt::format("sample {}, seed {}:", i + 1, options.sampler.seed);
+    if (!options.json) fmt::print("{}\n", coloured(title, Colour::kBold, has_colour(Stream::kOut)));
+    Answer answer = read;
+    generator.go_on(prompt, answer);
+    if (options.json) {
+      samples.push_back(json_report(answer, own, generator.speculation()));
+      samples.back()["seed"] = options.sampler.seed;
+      continue;
+    }
+    fmt::print("{}", answer.text.ends_with('\n') ? "\n" : "\n\n");
+    std::fflush(stdout);
+    print_summary(answer, own, generator.speculation());
+  }
+  if (options.json) print_json({{"samples", samples}});
+  return 0;
+}
+
 int run_run(const RunOptions& given, bool has_prompt) {
   RunOptions options = given;
   options.sampler.seed = static_cast<uint64_t>(options.seed);
@@ -189,6 +238,10 @@ int run_run(const RunOptions& given, bool has_prompt) {
   if (conversation && options.json) throw UsageError("--json needs a prompt (-p or -f)");
   if (!conversation && !options.chat && !has_prompt && options.text.empty())
     throw UsageError("give a prompt (-p PROMPT or -f TEXTFILE), or --chat for a conversation");
+  if (options.samples > 1 && (conversation || !options.save_state.empty()))
+    throw UsageError("--samples answers one prompt several times: leave out conversations and --save-state");
+  if (options.samples > 1 && options.sampler.temperature == 0)
+    throw UsageError("--samples are all the same at --temp 0");
   if (!conversation) text = require_text(text, options.text.empty() ? "the prompt" : options.text);
   check_policies(options.policy);
   check_draft(options.draft);
@@ -217,19 +270,13 @@ int run_run(const RunOptions& given, bool has_prompt) {
   if (!options.save_state.empty()) session.check_saves();
   const bool begins = options.load_state.empty();
   if (!begins) session.restore(options.load_state);
-  const Answer answer = generator.answer(chat ? chat->ask(text) : model->tokenizer().encode(text, begins));
+  const std::vector<int32_t> prompt = chat ? chat->ask(text) : model->tokenizer().encode(text, begins);
+  if (options.samples > 1)
+    return print_samples(options, *model, session, drafter.get(), generator.read(prompt), prompt, bar, context);
+  const Answer answer = generator.answer(prompt);
   if (!options.save_state.empty()) session.save(options.save_state);
   if (options.json) {
-    Json report = {{"tokens", answer.tokens},
-                   {"text", answer.text},
-                   {"prompt_tokens", answer.prompt_tokens},
-                   {"prefill_tps", answer.prefill_tps()},
-                   {"decode_tps", answer.decode_tps()},
-                   {"kv_bytes", session.bytes()},
-                   {"kv_disk_bytes", session.disk_bytes()},
-                   {"peak_rss_bytes", peak_memory()}};
-    if (speculation) report["draft"] = draft_json(speculation->counts());
-    print_json(report);
+    print_json(json_report(answer, session, generator.speculation()));
     return 0;
   }
   if (!answer.text.ends_with('\n')) fmt::print("\n");
@@ -257,6 +304,8 @@ const Command kRun = {
       options.text("-f,--file TEXTFILE", o->text, "text before the prompt; - is standard input");
       options.flag("--chat", o->chat, "ask in the model's chat format; without a prompt, a conversation");
       options.integer("-n N", o->count, 0, int64_t{1} << 30, "most tokens to generate (default: 256)");
+      options.integer("--samples N", o->samples, 1, 1 << 16,
+                      "answers, with seeds S, S + 1, ..; the prompt is read once (default: 1)");
       options.text("--save-state FILE", o->save_state, "keep keys and values of text and answer for --load-state");
       options.text("--load-state FILE", o->load_state,
                    "go on after the text of --save-state, of the same model and policy (the store may differ)");

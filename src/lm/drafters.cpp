@@ -41,7 +41,7 @@ class SessionDrafter : public Drafter {
   }
 
   void propose(std::span<const int32_t> text, int64_t most, std::vector<int32_t>& draft, Context& context) override {
-    if (!std::ranges::equal(read_, text.first(std::min(text.size(), read_.size())))) restart();
+    forget_other(text, context);
     // Of the last draft, what the text went on with stays.
     const size_t settled = read_.size();
     size_t kept = 0;
@@ -65,9 +65,20 @@ class SessionDrafter : public Drafter {
  private:
   static constexpr size_t kPrompt = 64;  // tokens from which on they are read as a prompt
 
-  void restart() {
-    session_.clear();
-    read_.clear(), tried_.clear();
+  // What was read of another text goes: all of it, where the policy can't take it back.
+  void forget_other(std::span<const int32_t> text, Context& context) {
+    const int64_t common = std::ranges::mismatch(read_, text).in1 - read_.begin();
+    if (common == static_cast<int64_t>(read_.size())) return;
+    session_.accept(0, context);
+    tried_.clear();
+    read_.resize(static_cast<size_t>(common));
+    try {
+      session_.truncate(common);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kUnsupported) throw;
+      session_.clear();
+      read_.clear();
+    }
   }
 
   void read_rest(std::span<const int32_t> rest, Context& context) {

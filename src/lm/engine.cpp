@@ -109,6 +109,19 @@ std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer
   return mechanism;
 }
 
+std::unique_ptr<Store> open_store(const Graph& graph, const Policy& policy, const Registry& registry, int64_t context,
+                                  const StoreFactory* stores) {
+  const AttentionLayer& first = graph.layers.front();
+  const auto own = registry.make<StoreFactory>(*policy[Kind::kStore]);
+  return (stores ? stores : own.get())
+      ->open({.layers = static_cast<int>(graph.layers.size()),
+              .kv_heads = first.kv_heads,
+              .d = first.d,
+              .dv = first.dv,
+              .codec = registry.make<Codec>(*policy[Kind::kCodec])->type,
+              .context = context > 0 ? context : graph.context});
+}
+
 }  // namespace
 
 Policy model_policy(std::string_view text, ComputeMode compute, const Registry& registry) {
@@ -130,18 +143,18 @@ Policy exact_policy(const Policy& policy, ComputeMode compute, const Registry& r
 
 Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
                  int64_t context, const StoreFactory* stores)
-    : model_(std::move(model)), limit_(context > 0 ? context : model_->graph().context) {
+    : Session(model, policy, registry, context, open_store(model->graph(), policy, registry, context, stores)) {}
+
+Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry,
+                 int64_t context, std::unique_ptr<Store> store)
+    : model_(std::move(model)),
+      made_of_(policy),
+      registry_(&registry),
+      limit_(context > 0 ? context : model_->graph().context),
+      store_(std::move(store)) {
   const Graph& graph = model_->graph();
   const AttentionLayer& first = graph.layers.front();
   const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
-  const auto own = registry.make<StoreFactory>(*policy[Kind::kStore]);
-  store_ = (stores ? stores : own.get())
-               ->open({.layers = static_cast<int>(graph.layers.size()),
-                       .kv_heads = first.kv_heads,
-                       .d = first.d,
-                       .dv = first.dv,
-                       .codec = codec->type,
-                       .context = limit_});
   key_bytes_ = row_bytes(codec->type, first.d) + row_bytes(codec->type, first.dv);
   std::vector<Spec> specs;
   for (const AttentionLayer& layer : graph.layers) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "attend/exact/rope.h"
 #include "attend/tensor/error.h"
@@ -101,6 +102,18 @@ void Ensemble::truncate(int64_t position) {
   for (const Session& session : sessions_) session.check_truncates(position);
   if (position < this->position()) last_ = {};
   for (Session& session : sessions_) session.truncate(position);
+}
+
+Ensemble Ensemble::fork() const {
+  Ensemble copy;
+  copy.model_ = model_;
+  for (const Session& session : sessions_) copy.sessions_.push_back(session.fork());
+  if (!last_.empty()) {
+    copy.merged_ = Buffer(static_cast<int64_t>(last_.size_bytes()));
+    std::memcpy(copy.merged_.data(), last_.data(), last_.size_bytes());
+    copy.last_ = {copy.merged_.as<float>(), last_.size()};
+  }
+  return copy;
 }
 
 void Ensemble::clear() {

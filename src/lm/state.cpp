@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <vector>
@@ -75,6 +76,22 @@ void Session::take_more_state(std::span<const std::byte> bytes) {
   retainer_->load(*store_, position_, in);
   if (reader_) reader_->load(*store_, position_, in, 1);
   in.finish();
+}
+
+Session Session::fork() const {
+  check_settled("fork");
+  Session copy(model_, made_of_, *registry_, limit_, store_->fork());
+  if (copy.policy_ != policy_)
+    throw Error(ErrorKind::kFile, "fork", "policy", "", "has a plan whose file has changed since");
+  copy.position_ = position_;
+  copy.take_more_state(more_state());
+  copy.peak_bytes_ = copy.bytes();
+  if (!last_.empty()) {
+    copy.logits_ = Buffer(static_cast<int64_t>(last_.size_bytes()));
+    std::memcpy(copy.logits_.data(), last_.data(), last_.size_bytes());
+    copy.last_ = {copy.logits_.as<float>(), last_.size()};
+  }
+  return copy;
 }
 
 void Session::save(const std::filesystem::path& path) const {

@@ -94,6 +94,30 @@ TEST_F(ModelCommands, RunDraftsTheSameText) {
   refused({"run", "-m", model_, "-p", "a", "--draft", "ngram", "--draft-policy", "q8_0"}, 2, "--draft");
 }
 
+// Samples of one prompt are what separate runs with their seeds give.
+TEST_F(ModelCommands, RunSamplesReadThePromptOnce) {
+  for (const char* policy : {"paged:page=4", "h2o:budget=24,stride=16", "rope | rope:base=500"}) {
+    const std::vector<std::string> one = {"run",          "-m",     model_, "-f",       text_,  "-n",    "20",
+                                          "--ignore-eos", "--temp", "2",    "--policy", policy, "--seed"};
+    std::vector<std::string> all = one;
+    all.insert(all.end(), {"4", "--samples", "3"});
+    const json samples = report(all)["samples"];
+    ASSERT_EQ(samples.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      std::vector<std::string> alone = one;
+      alone.push_back(std::to_string(4 + i));
+      EXPECT_EQ(samples[i]["tokens"], report(alone)["tokens"]) << policy << " " << i;
+      EXPECT_EQ(samples[i]["seed"], 4 + i);
+    }
+    EXPECT_NE(samples[0]["tokens"], samples[1]["tokens"]);
+  }
+  const Outcome outcome =
+      run_app({"run", "-m", model_, "-p", "hello", "-n", "5", "--temp", "1", "--samples", "2", "--draft", "ngram"});
+  EXPECT_NE(outcome.out.find("sample 2, seed 1:"), std::string::npos) << outcome.out;
+  refused({"run", "-m", model_, "-p", "a", "--samples", "2"}, 2, "--temp 0");
+  refused({"run", "-m", model_, "-p", "a", "--samples", "2", "--temp", "1", "--save-state", "x"}, 2, "--save-state");
+}
+
 // A saved text goes on as if it had been read at once; whatever else is in the file is one line and code 1.
 TEST_F(ModelCommands, RunSavesAndRestores) {
   const std::string state = file_.folder / "a.state";

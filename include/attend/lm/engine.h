@@ -91,6 +91,12 @@ class Session {
 
   void clear();
 
+  // A session that has read the same and goes on alone, with the same bits: samples and beams of one prompt. A paged
+  // store shares its pages until one of the two writes them, others copy. The registry that the session was made with
+  // must still be there. Throws Error(kMemory); Error(kFile) if a plan's file has changed or gone; Error(kArgument)
+  // while tokens are on trial.
+  Session fork() const;
+
   // Writes keys, values, the position and what retentions and selectors know to a file, and reads them back into a
   // session of the same model and policy (the store may be another) that has seen nothing: it goes on with the same
   // bits. Throws Error(kFile) for a file that can't be written, or is not what save() wrote for such a session, and
@@ -117,6 +123,9 @@ class Session {
  private:
   friend class Ensemble;
 
+  Session(std::shared_ptr<const LanguageModel> model, const Policy& policy, const Registry& registry, int64_t context,
+          std::unique_ptr<Store> store);
+
   void check(std::span<const int32_t> ids, int64_t chunk) const;
   void check_ids(std::span<const int32_t> ids) const;
   void check_settled(std::string_view op) const;  // nothing is on trial
@@ -136,6 +145,8 @@ class Session {
   void take_more_state(std::span<const std::byte> bytes);
 
   std::shared_ptr<const LanguageModel> model_;
+  Policy made_of_;
+  const Registry* registry_;
   std::string policy_;  // that determines what is stored
   int64_t limit_, position_ = 0;
   std::unique_ptr<Store> store_;

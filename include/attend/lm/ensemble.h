@@ -34,6 +34,7 @@ class Ensemble {
   std::span<const float> decode(int32_t id, Context& context);
   std::span<const float> last_logits() const { return sessions_.size() == 1 ? first().last_logits() : last_; }
   void truncate(int64_t position);
+  Ensemble fork() const;
   void clear();
   // As Session's; Error(kUnsupported) for more than one reading.
   void save(const std::filesystem::path& path) const;
@@ -50,6 +51,7 @@ class Ensemble {
   std::span<const Session> sessions() const { return sessions_; }  // of each reading
 
  private:
+  Ensemble() = default;
   const Session& first() const { return sessions_.front(); }
   // The merged logits of `wanted` rows, told in batches; the first of them is that of token `from`.
   void merge(int64_t wanted, int64_t from, const LogitsSink& sink, Context& context);
