@@ -90,6 +90,7 @@ void register_kv(Registry& registry) {
   register_stores(registry);
   register_allocators(registry);
   register_duo(registry);
+  register_expected_retention(registry);
   register_fastgen(registry);
   register_count_retentions(registry);
   register_norm_retentions(registry);

@@ -7,6 +7,7 @@ namespace attend {
 void register_stores(Registry& registry);
 void register_allocators(Registry& registry);
 void register_duo(Registry& registry);
+void register_expected_retention(Registry& registry);
 void register_fastgen(Registry& registry);
 void register_count_retentions(Registry& registry);
 void register_norm_retentions(Registry& registry);

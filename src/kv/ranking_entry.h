@@ -43,7 +43,7 @@ inline RankingOptions ranking_options(const Spec& spec) {
 
 // Means over the query heads that read a kv head, of the sums that each key got.
 inline void mean_over_group(const Held& held, std::span<float> scores) {
-  const auto group = held.own(held.weights);
+  const std::span<const std::vector<float>> group = held.own(held.weights);
   std::fill(scores.begin(), scores.end(), 0.0f);
   for (const std::vector<float>& head : group)
     for (size_t j = 0; j < std::min(scores.size(), head.size()); ++j)

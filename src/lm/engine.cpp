@@ -177,6 +177,8 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                 fmt::format("must be at most the model's {} tokens", graph.context));
   policy_ = state_policy(policy, registry);
   retainer_ = std::make_unique<Retainer>(graph, policy, registry, layers_);
+  retainer_->turn_by(
+      [of = model_.get(), tokens = limit_](int rotary) -> const RopeAngles& { return of->rotary(rotary, tokens); });
   if (const auto& selector = policy[Kind::kSelector]) {
     if (const auto observer = retainer_->observer_of_decoding())
       throw Error(

@@ -159,7 +159,7 @@ void Executor::run(const op::Attend& o, Step& step) {
     mechanism.forward_and_add_weights(in, out, reader.places(std::get<std::span<const KeyView>>(in.at("k"))),
                                       step.context);
     reader.weighed(o.layer, row(o.q, 0));
-  } else if (observed_from <= positions_.front() && !step.policies.trial) {
+  } else if (observed_from <= positions_.front() && !step.policies.trial && !retainer.wants_queries(o.layer)) {
     retainer.observing({positions_.front(), int64_t{positions_.back()} + 1});
     mechanism.forward_and_add_weights(in, out, retainer.places(o.layer, keys_), step.context);
   } else {
@@ -193,9 +193,35 @@ void Executor::observe(int layer, int64_t first_query, const Tensors& in, const 
   observed["q"] = from_first(std::get<View>(in.at("q")), 2);
   observed["q_positions"] = from_first(std::get<View>(in.at("q_positions")), 1);
   policies.retainer.observing({first_query + first, first_query + lse.shape[2]});
+  if (policies.retainer.wants_queries(layer))
+    return add_queries(layer, first_query + first, std::get<View>(observed.at("q")), policies.retainer, context);
   policies.mechanisms[static_cast<size_t>(layer)]->add_weights(
       observed, from_first(lse, 2), policies.retainer.places(layer, std::get<std::span<const KeyView>>(in.at("k"))),
       context);
+}
+
+void Executor::add_queries(int layer, int64_t first, const View& q, Retainer& retainer, Context& context) {
+  const int index = model_.graph().layers[static_cast<size_t>(layer)].rotary;
+  const RopeAngles& angles = model_.rotary(index, context_);
+  const RowOps& ops = row_ops(active_isa(context));
+  const bool interleaved = model_.graph().rotaries[static_cast<size_t>(index)].options.interleaved;
+  const auto rotate = interleaved ? ops.rotate_pairs : ops.rotate_halves;
+  const int64_t heads = q.shape[1], rows = q.shape[2], d = q.shape[3], pairs = angles.pairs();
+  std::vector<float> cosine(static_cast<size_t>(rows * pairs)), sine(cosine.size()),
+      own(static_cast<size_t>(heads * d));
+  angles.fill(first, rows, ops, cosine.data(), sine.data());
+  // Turned back, and divided by the square of the factor that both ways multiply by.
+  const float inverse = static_cast<float>(1 / (angles.table().magnitude * angles.table().magnitude));
+  for (float& c : cosine) c *= inverse;
+  for (float& s : sine) s *= -inverse;
+  parallel_for(context.threads, heads, [&](int64_t h, int) {
+    const std::span<float> x = std::span(own).subspan(static_cast<size_t>(h * d), static_cast<size_t>(d));
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(q.at<float>({0, h, r}), d, x.data());
+      rotate(x.data(), cosine.data() + r * pairs, sine.data() + r * pairs, pairs);
+      retainer.add_query(layer, h, x);
+    }
+  });
 }
 
 void Executor::observe(const Trial& trial, int64_t count, const Policies& policies, Context& context) {

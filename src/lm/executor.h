@@ -50,6 +50,8 @@ class Executor {
 
   void observe(const op::Attend&, const Tensors& in, Step&);
   void observe(int layer, int64_t first_query, const Tensors& in, const View& lse, const Policies&, Context&);
+  // Of a layer, q [1, heads, rows, d] turned to positions from `first` on.
+  void add_queries(int layer, int64_t first, const View& q, Retainer&, Context&);
   void reserve(int64_t rows);
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }

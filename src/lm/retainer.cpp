@@ -47,6 +47,11 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
                fmt::format("ranks keys by their weights, which {} does not give", policy[Kind::kMechanism]->name));
     if (!retention_->lossless()) strides_.push_back(retention_->stride());
     if (retention_->observes() > 0) wanted_ = retention_->statistics();
+    queries_ = retention_->queries();
+    for (size_t layer = 0; layer < mechanisms.size() && queries_.ahead > 0; ++layer)
+      if (governed(static_cast<int>(layer)) && mechanisms[layer]->turns())
+        refuse(*spec, fmt::format("expects queries that the model's own rotary embeddings turn, which {} replaces",
+                                  policy[Kind::kMechanism]->name));
   }
   if (const auto& spec = policy[Kind::kAllocator]) {
     allocator_ = registry.make<Allocator>(*spec);
@@ -75,6 +80,8 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
   wanted_.sums |= plan_observes_;
   for (size_t layer = 0; layer < statistics_.size(); ++layer) {
     const size_t heads = static_cast<size_t>(graph.layers[layer].heads);
+    auto& moments = moments_.emplace_back();
+    if (wants_queries(static_cast<int>(layer))) moments.resize(heads, QueryMoments(graph.layers[layer].d));
     if (wanted_.sums) statistics_[layer].sums.resize(heads);
     if (wanted_.largest) statistics_[layer].largest.resize(heads);
     if (wanted_.times) statistics_[layer].times.resize(heads);
@@ -106,6 +113,7 @@ void Retainer::expect_act(int64_t position, int64_t prompt_end) {
 int64_t Retainer::observed_from(int layer) const {
   if (plan_observed_ && governed(layer)) return 0;
   const int64_t queries = retention_ ? retention_->observes() : 0;
+  if (wants_queries(layer) && observed_until_ != kNoEnd) return queries_.skip;
   if (queries == 0 || observed_until_ == kNoEnd || !governed(layer)) return kNoEnd;
   return queries == kEveryQuery ? 0 : std::max(acted_at_, observed_until_ - queries);
 }
@@ -137,7 +145,7 @@ bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
     act_on_layer(store, layer, position, prompt_end, look, isa);
   if (retention_ && acts(*retention_, position, prompt_end)) {
     acted_at_ = position;
-    if (retention_->observes() != kEveryQuery && !plan_observes_) forget_weights();
+    if (retention_->observes() != kEveryQuery && queries_.ahead == 0 && !plan_observes_) forget_weights();
   }
   return dropped_;
 }
@@ -149,6 +157,7 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
       implied->choose(held(store.keys(layer, h), layer, h, position, isa), slots_);
       keep(store, layer, h, slots_, position);
     }
+  if (wants_queries(layer) && acts(*retention_, position, prompt_end)) expect_queries(layer, position, isa);
   // All heads choose before any key goes: a retention may look at the weights of the whole layer.
   std::vector<int> acting;
   std::vector<std::vector<int64_t>> kept;
@@ -180,6 +189,16 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
   for (size_t i = 0; i < acting.size(); ++i) keep(store, layer, acting[i], kept[i], position);
 }
 
+void Retainer::expect_queries(int layer, int64_t position, Isa isa) {
+  const int rotary = graph_.layers[static_cast<size_t>(layer)].rotary;
+  std::vector<double> cosine, sine;
+  mean_rotation(angles_(rotary), position, queries_.ahead, isa, cosine, sine);
+  const std::vector<QueryMoments>& heads = moments_[static_cast<size_t>(layer)];
+  expected_.resize(heads.size());
+  for (size_t h = 0; h < heads.size(); ++h)
+    heads[h].expect(cosine, sine, graph_.rotaries[static_cast<size_t>(rotary)].options.interleaved, expected_[h]);
+}
+
 Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const {
   const AttentionLayer& l = graph_.layers[static_cast<size_t>(layer)];
   Held held{.keys = keys, .d = l.d, .dv = l.dv, .next_position = position};
@@ -195,6 +214,8 @@ Held Retainer::held(const KeyView& keys, int layer, int kv_head, int64_t positio
   held.times = own.times;
   held.newest = own.newest;
   held.observed_from = observed_from(layer);
+  if (wants_queries(layer)) held.expected = expected_;
+  held.scale = static_cast<float>(l.scale);
   return held;
 }
 
@@ -247,6 +268,8 @@ void Retainer::save(StateWriter& out) const {
     Statistics::each(layer, [&](auto& all, auto) {
       for (const auto& head : all) out.put(head);
     });
+  for (const auto& layer : moments_)
+    for (const QueryMoments& head : layer) head.save(out);
 }
 
 void Retainer::load(const Store& store, int64_t position, StateReader& in) {
@@ -263,6 +286,8 @@ void Retainer::load(const Store& store, int64_t position, StateReader& in) {
       for (size_t h = 0; h < all.size(); ++h)
         in.get(all[h], store.keys(static_cast<int>(layer), static_cast<int>(h / group)).count());
     });
+  for (auto& layer : moments_)
+    for (QueryMoments& head : layer) head.load(in);
 }
 
 void Retainer::forget_weights() {
@@ -270,6 +295,8 @@ void Retainer::forget_weights() {
     Statistics::each(layer, [](auto& all, auto) {
       for (auto& head : all) head.clear();
     });
+  for (auto& layer : moments_)
+    for (QueryMoments& head : layer) head.clear();
   observed_ = kNothing;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // Who stays in a session's store: acts for the mechanism (what nobody can see any more goes) and for the policy's plan,
 // allocator and retention, and observes the weights that they ask for.
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -13,6 +14,7 @@
 #include "attend/lm/graph.h"
 #include "attend/tensor/registry.h"
 #include "attend/tensor/state_bytes.h"
+#include "query_moments.h"
 
 namespace attend {
 
@@ -31,7 +33,8 @@ class Retainer {
   // What of the policy wants to know the weights of decoded tokens, if anything does.
   std::optional<Kind> observer_of_decoding() const {
     if (observing_stride_ > 0) return Kind::kPlan;
-    if (retention_ && retention_->observes() > 0 && retention_->stride() > 0) return Kind::kRetention;
+    if (retention_ && (retention_->observes() > 0 || queries_.ahead > 0) && retention_->stride() > 0)
+      return Kind::kRetention;
     return std::nullopt;
   }
   // The first position whose queries are to be observed in a layer; kNoEnd: none.
@@ -40,6 +43,15 @@ class Retainer {
   void observing(const KeyRange& queries);
   // Where statistics of their weights go, long enough for the keys that the store holds.
   WeightPlaces places(int layer, std::span<const KeyView> keys);
+
+  // Whether it is the queries of a layer that are observed, before they are turned; then each comes here, in ascending
+  // order. Threads may share out heads.
+  bool wants_queries(int layer) const { return queries_.ahead > 0 && governed(layer); }
+  void add_query(int layer, int64_t head, std::span<const float> q) {
+    moments_[static_cast<size_t>(layer)][static_cast<size_t>(head)].add(q);
+  }
+  // The angles of the model's rotary embeddings, by their index in the graph.
+  void turn_by(std::function<const RopeAngles&(int)> angles) { angles_ = std::move(angles); }
 
   // Whether classes of tokens are wanted, in the order of tokens.
   bool reads_classes() const { return plan_ != nullptr; }
@@ -66,6 +78,7 @@ class Retainer {
   void act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa);
   void keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots, int64_t position);
   void forget_weights();
+  void expect_queries(int layer, int64_t position, Isa isa);
   Held held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const;
 
   const Graph& graph_;
@@ -95,6 +108,10 @@ class Retainer {
     }
   };
   WantedStatistics wanted_{.sums = false};
+  WantedQueries queries_;
+  std::vector<std::vector<QueryMoments>> moments_;  // of each layer and query head
+  std::vector<ExpectedQuery> expected_;             // of the layer that acts
+  std::function<const RopeAngles&(int)> angles_;
   std::vector<Statistics> statistics_;  // of each layer
   std::vector<KeyStatistics> places_;
   std::vector<int64_t> slots_;

@@ -30,6 +30,9 @@ class NaiveModel {
                      std::vector<std::vector<bool>>& kept)>
       evict;
 
+  // Of the layer that `evict` is called for: queries before they are turned, by query head, and values, by kv head.
+  mutable std::vector<std::vector<Row>> queries, values;
+
   std::vector<Row> logits(const std::vector<int32_t>& ids) const {
     std::vector<Row> x;
     for (int32_t id : ids) {
@@ -100,6 +103,15 @@ class NaiveModel {
     for (int64_t kv = 0; kv < m.kv_heads; ++kv)
       for (size_t j = 0; j < x.size(); ++j)
         keys[static_cast<size_t>(kv)].push_back(head(block, "attn_k", k[j], kv, static_cast<int64_t>(j), base));
+    queries.assign(static_cast<size_t>(m.heads), {});
+    for (int64_t h = 0; h < m.heads; ++h)
+      for (const Row& row : q) queries[static_cast<size_t>(h)].push_back(head(block, "attn_q", row, h, 0, base));
+    values.assign(keys.size(), {});
+    for (size_t kv = 0; kv < keys.size(); ++kv)
+      for (const Row& row : v) {
+        const auto begin = row.begin() + static_cast<std::ptrdiff_t>(kv) * m.head;
+        values[kv].emplace_back(begin, begin + m.head);
+      }
     std::vector<std::vector<bool>> kept(keys.size(), std::vector<bool>(x.size(), true));
     Weights weights(static_cast<size_t>(m.heads), std::vector<Row>(x.size(), Row(x.size())));
     for (size_t i = 0; i < x.size(); ++i) {

@@ -14,6 +14,11 @@ namespace attend {
 
 enum class TokenClass : uint8_t { kOther, kSpecial, kPunctuation };
 
+// What queries to come are expected to be: normal, with this mean and covariance [d, d], turned to their positions.
+struct ExpectedQuery {
+  std::vector<float> mean, covariance;
+};
+
 // What a retention sees of one layer and kv head when it acts.
 struct Held {
   const KeyView& keys;
@@ -26,13 +31,15 @@ struct Held {
   // last that did (-1: none). Empty what was not; a head's entries may end before its newest keys, which met no query.
   std::span<const std::vector<float>> weights = {}, largest = {};
   std::span<const std::vector<int32_t>> times = {}, newest = {};
-  int64_t observed_from = 0;                 // position of the first of these queries
-  std::span<const TokenClass> classes = {};  // of all tokens so far, by position; empty where no plan is
+  std::span<const ExpectedQuery> expected = {};  // of each query head of the layer; empty if not asked for
+  float scale = 0;                               // of products of queries and keys
+  int64_t observed_from = 0;                     // position of the first of these queries
+  std::span<const TokenClass> classes = {};      // of all tokens so far, by position; empty where no plan is
   Isa isa = Isa::kAvx2;
 
   // Those of the query heads that read this kv head.
   template <class T>
-  std::span<const std::vector<T>> own(std::span<const std::vector<T>> heads) const {
+  std::span<const T> own(std::span<const T> heads) const {
     const size_t group = heads.size() / static_cast<size_t>(kv_heads);
     return heads.subspan(static_cast<size_t>(kv_head) * group, group);
   }
@@ -49,6 +56,12 @@ struct WantedStatistics {
   float attended = 1;
 };
 
+// Expected queries are wanted for the next `ahead` positions (0: not wanted), from those of all positions but the
+// first.
+struct WantedQueries {
+  int64_t ahead = 0, skip = 0;
+};
+
 struct Retention : Component {
   // Acts when the number of tokens seen is a multiple of this, and at the prompt's end; 0: only there.
   virtual int64_t stride() const = 0;
@@ -58,6 +71,7 @@ struct Retention : Component {
   virtual int64_t observes() const { return 0; }
   // Which statistics of them.
   virtual WantedStatistics statistics() const { return {}; }
+  virtual WantedQueries queries() const { return {}; }
 
   // Slots to keep, ascending.
   virtual void choose(const Held& held, std::vector<int64_t>& slots) const = 0;
