@@ -174,7 +174,10 @@ constexpr Entry kGraph = {
         "pruning; what no query wanted is linked by inserting each key among its nearest ones, as in navigable small "
         "worlds, which keys of decoded tokens do, too (the paper leaves these in the window); one graph a kv head; "
         "searches begin at the keys wanted most often. Keys that move make the graph anew. The graph is made when the "
-        "first token is decoded, on the threads of its step, and takes 4 degree bytes a key.",
+        "first token is decoded, on the threads of its step, and takes 4 degree bytes a key beside the queries: "
+        "seconds "
+        "where a prompt of 2,048 tokens of SmolLM2 takes as many, so that it pays only where many tokens follow. Small "
+        "budgets of long texts are its place: a search looks at about effort times degree keys.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       const int64_t keys = spec.integer("budget"), sinks = std::min(spec.integer("sinks"), keys / 4);
       GraphOptions o{{keys, sinks, 0},

@@ -284,7 +284,10 @@ constexpr Entry kMagicPig = {
         "are unbiased over seeds, their ratio is consistent. Tables are made for 32,768 keys at a time, each such "
         "segment with a mean of its own, so that slots take 16 bits: 2 L bytes a key (more than f16 keys of d 64 and "
         "their values) and 2 L 2^K a segment; the last segment is made anew each time keys beyond it reach a quarter "
-        "of it. All heads and layers share the directions.",
+        "of it. All heads and layers share the directions. Keys that are sampled lie at random in memory, where each "
+        "costs "
+        "some ten of those that a dense step reads in order: it gains where less than a tenth is sampled. With more "
+        "bits fewer are (`attend bench sparse/magicpig` measures bits=11), and the result is less sure.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<SelectorOf<LshIndex, LshOptions>>(
           LshOptions{spec.integer("bits"), spec.integer("tables"), spec.integer("sinks"), spec.integer("recent"),
