@@ -60,18 +60,43 @@ Buffer coded_rows(const View& x, DType type) {
   return coded;
 }
 
-void decode_rows(const Buffer& coded, DType type, const View& x) {
-  const int64_t width = x.shape[3], rows = x.count() / width, row = row_bytes(type, width);
-  for (int64_t r = 0; r < rows; ++r) dequantise_row(coded.data() + r * row, width, type, x.as<float>() + r * width);
+// Keys by channel in groups of 32 as kivi has them, or rows that lie side by side.
+CodedKeys make_coded(const AttentionCall& row, const View& k, const View& v) {
+  constexpr int64_t kGroup = 32;
+  const DType k_type = row.kv_type, v_type = value_type(k_type);
+  const int64_t k_row = row_bytes(k_type, row.d), v_row = row_bytes(v_type, row.dv), heads = row.b * row.hkv;
+  if (!is_by_channel(k_type)) {
+    CodedKeys c{coded_rows(k, k_type), coded_rows(v, v_type), {}, {}, {}};
+    for (int64_t h = 0; h < heads; ++h)
+      c.runs.push_back(
+          {c.k.data() + h * row.tk * k_row, c.v.data() + h * row.tk * v_row, k_row, v_row, 0, row.tk, k_type, v_type});
+    for (const KeyRun& run : c.runs) c.views.push_back({{&run, 1}, {}});
+    return c;
+  }
+  const int64_t groups = (row.tk + kGroup - 1) / kGroup;
+  CodedKeys c{Buffer(heads * row.tk * k_row), coded_rows(v, v_type), Buffer(heads * groups * 4 * row.d), {}, {}};
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = g * kGroup, n = std::min(kGroup, row.tk - first), at = h * row.tk + first;
+      F16* scale = c.groups.as<F16>() + (h * groups + g) * 2 * row.d;
+      quantise_channels(k.as<float>() + at * row.d, n, row.d, k_type, scale, scale + row.d, c.k.data() + at * k_row);
+      c.runs.push_back({c.k.data() + at * k_row, c.v.data() + at * v_row, k_row, v_row, first, n, k_type, v_type, scale,
+                        scale + row.d});
+    }
+  for (int64_t h = 0; h < heads; ++h)
+    c.views.push_back({std::span(c.runs).subspan(static_cast<size_t>(h * groups), static_cast<size_t>(groups)), {}});
+  return c;
 }
 
-CodedKeys make_coded(const AttentionCall& row, const View& k, const View& v) {
-  const int64_t k_row = row_bytes(row.kv_type, row.d), v_row = row_bytes(row.kv_type, row.dv);
-  CodedKeys c{coded_rows(k, row.kv_type), coded_rows(v, row.kv_type), {}, {}};
-  for (int64_t h = 0; h < row.b * row.hkv; ++h)
-    c.runs.push_back({c.k.data() + h * row.tk * k_row, c.v.data() + h * row.tk * v_row, k_row, v_row, 0, row.tk});
-  for (const KeyRun& run : c.runs) c.views.push_back({{&run, 1}, row.kv_type, row.kv_type, {}});
-  return c;
+// The arrays become what the rows hold.
+void decode(const CodedKeys& coded, const AttentionCall& row, const View& k, const View& v) {
+  for (size_t h = 0; h < coded.views.size(); ++h)
+    for (const KeyRun& run : coded.views[h].runs)
+      for (int64_t r = 0; r < run.count; ++r) {
+        const int64_t at = static_cast<int64_t>(h) * row.tk + run.first_slot + r;
+        for (int64_t c = 0; c < row.d; ++c) k.as<float>()[at * row.d + c] = element_of(run.keys(), r, row.d, c);
+        for (int64_t c = 0; c < row.dv; ++c) v.as<float>()[at * row.dv + c] = element_of(run.values(), r, row.dv, c);
+      }
 }
 
 }  // namespace
@@ -91,8 +116,7 @@ CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec&
       fill_normal(arrays->back().view, 1, arrays == &a.k ? 2 : 3);
     }
     for (int i = 0; i < copies; ++i) a.coded.push_back(make_coded(row, a.k[0].view, a.v[0].view));
-    decode_rows(a.coded[0].k, row.kv_type, a.k[0].view);
-    decode_rows(a.coded[0].v, row.kv_type, a.v[0].view);
+    decode(a.coded[0], row, a.k[0].view, a.v[0].view);
     return a;
   }
   for (int i = 0; i < copies; ++i) {

@@ -13,9 +13,15 @@ namespace attend::app {
 struct AttentionCall {
   std::string name, spec;
   int64_t b, hq, hkv, tq, tk, d, dv;
-  DType kv_type;
+  DType kv_type;                // of keys
   bool cold, backward = false;  // backward: forward and backward, with the parameters that have gradients
 };
+
+// Of the values beside keys of a type.
+constexpr DType value_type(DType keys) {
+  if (keys == DType::kQ4_C) return DType::kQ4_1;
+  return keys == DType::kQ2_C ? DType::kQ2_1 : keys;
+}
 
 Sizes sizes_of(const AttentionCall& row);
 
@@ -25,8 +31,8 @@ double visible_pairs(const AttentionCall& row, const Entry& entry, const Spec& s
 
 // Keys and values of one call as rows that only key views carry.
 struct CodedKeys {
-  Buffer k, v;
-  std::vector<KeyRun> runs;  // [B * Hkv]
+  Buffer k, v, groups;
+  std::vector<KeyRun> runs;  // [B * Hkv], or the groups of each
   std::vector<KeyView> views;
 };
 

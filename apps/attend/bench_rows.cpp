@@ -22,7 +22,8 @@ double flops_of(Compute compute, Limits& limits) {
 
 std::vector<AttentionCall> attentions() {
   const std::string causal = "softmax:causal=true", full = "softmax";
-  constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16, q8 = DType::kQ8_0, q4 = DType::kQ4_0;
+  constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16, q8 = DType::kQ8_0, q4 = DType::kQ4_0,
+                  kivi4 = DType::kQ4_C, kivi2 = DType::kQ2_C;
   std::vector<AttentionCall> rows = {
       {"exact/prefill-f32-causal-d64", causal, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
       {"exact/prefill-f32-causal-d128", causal, 1, 8, 8, 2048, 2048, 128, 128, f32, false},
@@ -50,10 +51,14 @@ std::vector<AttentionCall> attentions() {
       {"exact/decode-f32-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, f32, true},
       {"exact/decode-q8_0-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, q8, true},
       {"exact/decode-q4_0-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, q4, true},
+      {"exact/decode-kivi4-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, kivi4, true},
+      {"exact/decode-kivi2-8x2-32k", causal, 1, 8, 2, 1, 32768, 128, 128, kivi2, true},
       {"exact/decode-f16-8x1-32k", causal, 1, 8, 1, 1, 32768, 128, 128, f16, true},
       {"exact/decode-f16-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f16, true},
       {"exact/decode-q8_0-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, q8, true},
       {"exact/decode-q4_0-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, q4, true},
+      {"exact/decode-kivi4-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, kivi4, true},
+      {"exact/decode-kivi2-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, kivi2, true},
       {"exact/decode-f32-8x8-32k", causal, 1, 8, 8, 1, 32768, 64, 64, f32, true},
       {"exact/decode-f16-32x8-8k", causal, 1, 32, 8, 1, 8192, 128, 128, f16, true},
   };
@@ -95,8 +100,9 @@ BenchResult run(const AttentionCall& row, Limits& limits, Context& context) {
   const Entry& entry = registry().at(parse_spec(row.spec).name);
   const Spec spec = registry().complete(parse_spec(row.spec));
   const auto op = registry().make<Operator>(spec);
-  const double kv_bytes =
-      static_cast<double>(row.b * row.hkv * row.tk * (row_bytes(row.kv_type, row.d) + row_bytes(row.kv_type, row.dv)));
+  double key_bytes = static_cast<double>(row_bytes(row.kv_type, row.d) + row_bytes(value_type(row.kv_type), row.dv));
+  if (is_by_channel(row.kv_type)) key_bytes += 4.0 * static_cast<double>(row.d) / 32;
+  const double kv_bytes = static_cast<double>(row.b * row.hkv * row.tk) * key_bytes;
   const int copies = row.cold ? copies_beyond_caches(kv_bytes) : 1;
   const CallArrays a = make_arrays(row, entry, spec, copies);
   size_t turn = 0;

@@ -87,8 +87,10 @@ void bind(Layer& layer, int64_t n, int64_t d) {
                           .k_stride = d,
                           .v_stride = d,
                           .first_slot = 0,
-                          .count = n});
-  for (const KeyRun& run : layer.runs) layer.keys.push_back({{&run, 1}, DType::kF16, DType::kF16, {}});
+                          .count = n,
+                          .k_type = DType::kF16,
+                          .v_type = DType::kF16});
+  for (const KeyRun& run : layer.runs) layer.keys.push_back({{&run, 1}, {}});
 }
 
 // A model's step over one layer: choose for each kv head, then attend to what was chosen.

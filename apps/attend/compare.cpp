@@ -92,8 +92,8 @@ std::string page(const CompareCommand& options, const Comparison& comparison, st
                         comparison.tokens - comparison.prompt, context.threads, name_of(active_isa(context))));
   page.table(result_table(comparison, options.greedy));
   page.text(
-      "KL and top-1 are against an exact run in the same compute mode and codec (of q8_0 and q4_0 in the default "
-      "codec) "
+      "KL and top-1 are against an exact run in the same compute mode and codec (of a quantised one in the "
+      "default codec) "
       "with nothing dropped. Times are of the policy's own run; the exact run goes in lockstep, untimed.");
   const int64_t window = std::clamp<int64_t>((comparison.tokens - comparison.prompt) / 20, 1, 128);
   Chart nll{.title = "Negative log-likelihood along the text",

@@ -95,6 +95,10 @@ void store(const View& v, int64_t index, double value) {
       break;
     case DType::kQ8_0:
     case DType::kQ4_0:
+    case DType::kQ4_1:
+    case DType::kQ2_1:
+    case DType::kQ4_C:
+    case DType::kQ2_C:
       break;  // no array has them
   }
 }

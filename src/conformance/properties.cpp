@@ -246,10 +246,10 @@ void Suite::check_key_views() {
             while (end < kept.size() && kept[end] == kept[end - 1] + 1 && end - slot < 37) ++end;
             runs[static_cast<size_t>(h)].push_back({k_rows.at(h, kept[slot]), v_rows.at(h, kept[slot]), k_rows.stride,
                                                     v_rows.stride, static_cast<int64_t>(slot),
-                                                    static_cast<int64_t>(end - slot)});
+                                                    static_cast<int64_t>(end - slot), type, type});
             slot = end;
           }
-          views.push_back({runs[static_cast<size_t>(h)], type, type, kept});
+          views.push_back({runs[static_cast<size_t>(h)], kept});
         }
         Tensors in = call.tensors();
         in["k"] = std::span<const KeyView>(views);

@@ -165,11 +165,8 @@ class Stream {
       for (int64_t j = std::max(from, run.first_slot); j < std::min(end, run.first_slot + run.count); ++j, ++slot) {
         while (token_[static_cast<size_t>(slot)] >= 0) ++slot;
         const int64_t row = j - run.first_slot;
-        auto at = [&](const void* x, int64_t stride, DType type) {
-          return static_cast<const std::byte*>(x) + row * stride * size_of(type);
-        };
-        kernels_.widen(keys.k_type(), at(run.k, run.k_stride, keys.k_type()), 0, 1, p_.d, key_, 0);
-        kernels_.widen(keys.v_type(), at(run.v, run.v_stride, keys.v_type()), 0, 1, p_.dv, values_ + slot * p_.dv, 0);
+        kernels_.widen_run(run.keys().from(row), 1, p_.d, key_, 0);
+        kernels_.widen_run(run.values().from(row), 1, p_.dv, values_ + slot * p_.dv, 0);
         float* panel = column(slot);
         double square = 0;
         for (int64_t c = 0; c < p_.d; ++c) {

@@ -233,8 +233,6 @@ class Backward {
                  .dv = static_cast<int>(p_.dv),
                  .q_position = w.q_position,
                  .runs = k.runs(task.split.first_slot, task.split.first_slot + task.split.cols),
-                 .k_type = k.k_type(),
-                 .v_type = k.v_type(),
                  .first_slot = task.split.first_slot,
                  .cols = task.split.cols,
                  .k_position = k.positions(task.split.first_slot),

@@ -101,8 +101,6 @@ SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) co
       .dv = static_cast<int>(p_.dv),
       .q_position = w.q_position,
       .runs = k.runs(split.first_slot, split.first_slot + split.cols),
-      .k_type = k.k_type(),
-      .v_type = k.v_type(),
       .first_slot = split.first_slot,
       .cols = split.cols,
       .k_position = k.positions(split.first_slot),

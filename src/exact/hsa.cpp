@@ -91,8 +91,8 @@ class HeadTree {
     for (int64_t i = 0; i < t_.leaves; ++i)
       for (int64_t c = 0; c < p_.d; ++c) q_[i * p_.d + c] = p_.q.at<float>({b, h, i})[c] * p_.scale;
     for (const KeyRun& run : keys.runs()) {
-      kernels_.widen(keys.k_type(), run.k, run.k_stride, run.count, p_.d, k_ + run.first_slot * p_.d, p_.d);
-      kernels_.widen(keys.v_type(), run.v, run.v_stride, run.count, p_.dv, v_ + run.first_slot * p_.dv, p_.dv);
+      kernels_.widen_run(run.keys(), run.count, p_.d, k_ + run.first_slot * p_.d, p_.d);
+      kernels_.widen_run(run.values(), run.count, p_.dv, v_ + run.first_slot * p_.dv, p_.dv);
     }
     for (int64_t n = t_.leaves; n < t_.nodes; ++n) {
       average(n);

@@ -12,22 +12,17 @@ class Keys {
   Keys() = default;
   explicit Keys(const KeyView& view) : view_(view), count_(view.count()) {}
   // A plain array of `count` keys.
-  Keys(const KeyRun& run, DType k_type, DType v_type) : single_(run), count_(run.count) {
-    view_.k_type = k_type;
-    view_.v_type = v_type;
-  }
+  explicit Keys(const KeyRun& run) : single_(run), count_(run.count) {}
 
   std::span<const KeyRun> runs() const { return single_.k ? std::span(&single_, 1) : view_.runs; }
   // Those that hold slots [begin, end).
   std::span<const KeyRun> runs(int64_t begin, int64_t end) const {
     const std::span<const KeyRun> all = runs();
-    const auto first = std::partition_point(all.begin(), all.end(),
-                                            [&](const KeyRun& r) { return r.first_slot + r.count <= begin; });
+    const auto first =
+        std::partition_point(all.begin(), all.end(), [&](const KeyRun& r) { return r.first_slot + r.count <= begin; });
     const auto last = std::partition_point(first, all.end(), [&](const KeyRun& r) { return r.first_slot < end; });
     return {first, last};
   }
-  DType k_type() const { return view_.k_type; }
-  DType v_type() const { return view_.v_type; }
   int64_t count() const { return count_; }
   int64_t position(int64_t slot) const {
     return view_.position.empty() ? slot : view_.position[static_cast<size_t>(slot)];

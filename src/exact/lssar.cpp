@@ -112,8 +112,7 @@ void lssar_attention(const Qkv& in, const LssarOptions& options, const View& out
     const exact::Keys& head = p.keys[static_cast<size_t>(task)];
     for (const KeyRun& run : head.runs())
       for (int64_t j = 0; j < run.count; ++j) {
-        kernels.widen(head.k_type(), static_cast<const char*>(run.k) + j * run.k_stride * size_of(head.k_type()), 0, 1,
-                      p.d, row, 0);
+        kernels.widen_run(run.keys().from(j), 1, p.d, row, 0);
         norms.as<float>()[task * keys + run.first_slot + j] = static_cast<float>(inverse(row));
       }
   });

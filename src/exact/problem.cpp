@@ -57,21 +57,28 @@ void check_options(std::string_view op, const SoftmaxOptions& o) {
 
 void check_key_view(std::string_view op, const KeyView& view, int64_t d, int64_t dv, size_t index) {
   const std::string name = fmt::format("keys[{}]", index);
-  for (const auto& [type, width] : {std::pair{view.k_type, d}, {view.v_type, dv}}) {
-    if (type != DType::kF32 && type != DType::kF16 && type != DType::kBF16 && !is_quantised(type))
-      refuse(op, name + " type", name_of(type), "must be f32, f16, bf16, q8_0 or q4_0");
-    if (is_quantised(type) && width % kQuantisedBlock != 0)
-      refuse(op, name + " width", fmt::format("{}", width),
-             fmt::format("must be a multiple of {} where rows are {}", kQuantisedBlock, name_of(type)));
-  }
   int64_t next = 0;
   for (const KeyRun& run : view.runs) {
+    const bool by_channel = is_by_channel(run.k_type);
+    if (run.k_type == DType::kQ4_1 || run.k_type == DType::kQ2_1 || is_by_channel(run.v_type))
+      refuse(op, name + " types", fmt::format("{} and {}", name_of(run.k_type), name_of(run.v_type)),
+             "q4_1 and q2_1 are of values, q4_c and q2_c of keys");
+    if (by_channel != (run.k_scale && run.k_offset) || (!by_channel && (run.k_scale || run.k_offset)))
+      refuse(op, name + " scales", by_channel ? "null" : "given",
+             fmt::format("must {}be there where keys are {}", by_channel ? "" : "not ", name_of(run.k_type)));
+    for (const auto& [type, width] : {std::pair{run.k_type, d}, {run.v_type, dv}}) {
+      if (type != DType::kF32 && type != DType::kF16 && type != DType::kBF16 && !is_quantised(type))
+        refuse(op, name + " type", name_of(type), "must be f32, f16, bf16 or quantised");
+      if (is_quantised(type) && width % kQuantisedBlock != 0)
+        refuse(op, name + " width", fmt::format("{}", width),
+               fmt::format("must be a multiple of {} where rows are {}", kQuantisedBlock, name_of(type)));
+    }
     if (run.count < 0 || run.first_slot != next)
       refuse(op, name, fmt::format("run from slot {} of {} keys", run.first_slot, run.count),
              "runs must follow one another");
     if (run.count > 0 && (!run.k || !run.v)) refuse(op, name, "null", "must be given");
-    if (run.count > 1 && (std::abs(run.k_stride) * size_of(view.k_type) < row_bytes(view.k_type, d) ||
-                          std::abs(run.v_stride) * size_of(view.v_type) < row_bytes(view.v_type, dv)))
+    if (run.count > 1 && (std::abs(run.k_stride) * size_of(run.k_type) < row_bytes(run.k_type, d) ||
+                          std::abs(run.v_stride) * size_of(run.v_type) < row_bytes(run.v_type, dv)))
       refuse(op, name, fmt::format("strides {} and {}", run.k_stride, run.v_stride), "must be at least a row long");
     next += run.count;
   }
@@ -111,8 +118,10 @@ void check_plain_keys(std::string_view op, const Qkv& in, Problem& p) {
                  in.k.stride[2],
                  in.v.stride[2],
                  0,
-                 length};
-      p.keys.emplace_back(run, in.k.type, in.v.type);
+                 length,
+                 in.k.type,
+                 in.v.type};
+      p.keys.emplace_back(run);
     }
   }
 }

@@ -38,15 +38,12 @@ void PackedHead::load(const DenseKernels& kernels, const Keys& keys, int64_t id)
   if (id == id_) return;
   id_ = id, count_ = keys.count();
   for (const KeyRun& run : keys.runs()) {
-    const auto* k = static_cast<const char*>(run.k);
-    const auto* v = static_cast<const char*>(run.v);
-    kernels.widen(keys.v_type(), v, run.v_stride, run.count, dv_, values_.as<float>() + run.first_slot * dv_, dv_);
-    if (keys_.bytes())
-      kernels.widen(keys.k_type(), k, run.k_stride, run.count, d_, keys_.as<float>() + run.first_slot * d_, d_);
+    kernels.widen_run(run.values(), run.count, dv_, values_.as<float>() + run.first_slot * dv_, dv_);
+    if (keys_.bytes()) kernels.widen_run(run.keys(), run.count, d_, keys_.as<float>() + run.first_slot * d_, d_);
     if (run.first_slot == 0 && run.count == count_) {
       for (int64_t j = 0; j < count_; j += kPanelKeys)
-        kernels.pack(keys.k_type(), k + j * run.k_stride * size_of(keys.k_type()), run.k_stride,
-                     std::min<int64_t>(kPanelKeys, count_ - j), d_, panels_.as<float>() + j * d_);
+        kernels.pack_run(run.keys().from(j), std::min<int64_t>(kPanelKeys, count_ - j), d_,
+                         panels_.as<float>() + j * d_);
       continue;
     }
     // Runs end inside panels: key by key.
@@ -54,7 +51,7 @@ void PackedHead::load(const DenseKernels& kernels, const Keys& keys, int64_t id)
       const int64_t slot = run.first_slot + j;
       float* to = panels_.as<float>() + slot / kPanelKeys * d_ * kPanelKeys + slot % kPanelKeys;
       float row[512];
-      kernels.widen(keys.k_type(), k + j * run.k_stride * size_of(keys.k_type()), 0, 1, d_, row, 0);
+      kernels.widen_run(run.keys().from(j), 1, d_, row, 0);
       for (int64_t c = 0; c < d_; ++c) to[c * kPanelKeys] = row[c];
     }
   }
@@ -80,7 +77,7 @@ bool FewRows::fits(const Problem& p, int64_t keys) {
   if (p.queries > 16 || p.batch * p.heads * p.queries * keys > (int64_t{1} << 22)) return false;
   // Keys in one run: a panel is then a piece of it. Values are read by columns: quantised rows can't be.
   return std::all_of(p.keys.begin(), p.keys.end(),
-                     [](const Keys& k) { return k.runs().size() == 1 && !is_quantised(k.v_type()); });
+                     [](const Keys& k) { return k.runs().size() == 1 && !is_quantised(k.runs()[0].v_type); });
 }
 
 void FewRows::score() {
@@ -96,8 +93,7 @@ void FewRows::score() {
     if (first >= keys.count()) return;
     const KeyRun& run = keys.runs()[0];
     float* panel = scratch_.as<float>() + worker * kPanelKeys * std::max<int64_t>(p_.d, kPanelKeys);
-    kernels_.pack(keys.k_type(), static_cast<const char*>(run.k) + first * run.k_stride * size_of(keys.k_type()),
-                  run.k_stride, std::min<int64_t>(kPanelKeys, keys.count() - first), p_.d, panel);
+    kernels_.pack_run(run.keys().from(first), std::min<int64_t>(kPanelKeys, keys.count() - first), p_.d, panel);
     kernels_.dots(q_.as<float>() + head * rows * p_.d, p_.d, rows, p_.d, panel,
                   s_.as<float>() + head * rows * stride_ + first, stride_);
   });
@@ -122,8 +118,8 @@ void FewRows::read(const View& out) {
     for (int64_t first = 0; first < keys.count(); first += kPanelKeys) {
       const int64_t count = std::min<int64_t>(kPanelKeys, keys.count() - first);
       const int64_t at = first * run.v_stride + column;
-      kernels_.widen(keys.v_type(), static_cast<const char*>(run.v) + at * size_of(keys.v_type()), run.v_stride, count,
-                     width, tile, kPanelKeys);
+      kernels_.widen(run.v_type, static_cast<const char*>(run.v) + at * size_of(run.v_type), run.v_stride, count, width,
+                     tile, kPanelKeys);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t n = std::clamp<int64_t>(ends_[static_cast<size_t>(head * rows + r)] - first, 0, count);
         kernels_.add_rows(s_.as<float>() + (head * rows + r) * stride_ + first, 0, 1, n, tile, kPanelKeys, width,

@@ -179,7 +179,10 @@ void add_weights(const Qkv& qkv, const SoftmaxOptions& options, const View& lse,
                  Context& context, const Variant& variant) {
   Qkv in = qkv;
   // Values are not read: any width that their rows may have.
-  if (!in.keys.empty()) in.dv = is_quantised(in.keys.front().v_type) ? kQuantisedBlock : 1;
+  bool quantised = false;
+  for (const KeyView& keys : in.keys)
+    for (const KeyRun& run : keys.runs) quantised |= is_quantised(run.v_type);
+  if (!in.keys.empty()) in.dv = quantised ? kQuantisedBlock : 1;
   const exact::Problem p = exact::check(in, options, kOp, variant);
   check(p, lse, to);
   context.throw_if_stopped();

@@ -2,6 +2,7 @@
 #include "kv/entries.h"
 #include "attend/kv/codec.h"
 #include "attend/kv/register.h"
+#include "attend/tensor/error.h"
 
 namespace attend {
 namespace {
@@ -9,6 +10,23 @@ namespace {
 template <DType type>
 std::unique_ptr<Component> make_codec(const Spec&) {
   return std::make_unique<Codec>(type);
+}
+
+constexpr Option kKiviOptions[] = {
+    {"bits", "", "Bits of the integers of old keys and values: 2 or 4.", "2", OptionType::kInteger, 2, 4},
+    {"residual", "tokens", "The newest keys and values, which stay f16.", "128", OptionType::kInteger, 0, 1 << 20},
+    {"group", "tokens", "Neighbouring keys that share scales and offsets.", "32", OptionType::kInteger, 8, 1024},
+    {"stride", "tokens", "How often what has become old is coded.", "256", OptionType::kInteger, 1, 1 << 20},
+};
+
+constexpr Paper kKiviPapers[] = {{"KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", "2402.02750", ""}};
+
+std::unique_ptr<Component> make_kivi(const Spec& spec) {
+  const int64_t bits = spec.integer("bits");
+  if (bits == 3) throw Error(ErrorKind::kArgument, "kivi", "bits", "3", "must be 2 or 4");
+  const DType keys = bits == 2 ? DType::kQ2_C : DType::kQ4_C, values = bits == 2 ? DType::kQ2_1 : DType::kQ4_1;
+  return std::make_unique<Codec>(DType::kF16, std::vector<CodecStage>{{spec.integer("residual"), keys, values}},
+                                 spec.integer("group"), spec.integer("stride"));
 }
 
 constexpr Entry kEntries[] = {
@@ -81,6 +99,25 @@ constexpr Entry kEntries[] = {
          "Rows must be multiples of 32 elements. Integers of a row come first, then its scales; a block that is not "
          "finite, or beyond 5.2e5, reads as NaN.",
      .make = make_codec<DType::kQ4_0>},
+    {.kind = Kind::kCodec,
+     .name = "kivi",
+     .room = "kv",
+     .equation =
+         "Q(X) = round((X - z) / s), X' = s Q(X) + z, z = min X, s = (max X - z) / (2^bits - 1); X a channel of "
+         "a group of keys, or 32 elements of a value",
+     .summary = "Old keys by channel and old values by token as 2- or 4-bit integers, the newest of both as f16.",
+     .options = kKiviOptions,
+     .in = {},
+     .out = {},
+     .papers = kKiviPapers,
+     .traits = {.exact_for = "texts no longer than the residual", .forms = {}, .patterns = {}},
+     .notes =
+         "s and z are f16: with groups of 32, an element takes bits + 1. Keys and values are coded together, where the "
+         "number of tokens is a multiple of the stride, so that between residual and residual + stride + group - 1 of "
+         "them are f16; the paper's code does so whenever residual tokens have gathered, values one by one, and lets "
+         "the queries of a prompt see it all as it was. Rows must be multiples of 32 elements. A group or block that "
+         "is not finite reads as NaN.",
+     .make = make_kivi},
 };
 
 }  // namespace

@@ -33,6 +33,21 @@ class OffloadedStore : public kv::StoreBase {
 
   int64_t disk_bytes() const override { return file_.disk_bytes(); }
 
+  // The next layer is read ahead, the last one is written, the one before it goes.
+  void turn_to(int layer) override {
+    const int layers = shape().layers, stay = staying();
+    evicted_[static_cast<size_t>(layer)] = false;
+    if (stay == layers) return;
+    const int next = (layer + 1) % layers, last = (layer + layers - 1) % layers, before = (layer + layers - 2) % layers;
+    if (evicted_[static_cast<size_t>(next)]) {
+      each_region(next, [&](int64_t begin, int64_t end) { file_.read_ahead(begin, end); });
+      evicted_[static_cast<size_t>(next)] = false;
+    }
+    if (last >= stay && last != layer)
+      each_region(last, [&](int64_t begin, int64_t end) { file_.write_behind(begin, end); });
+    if (before >= stay && before != layer && before != next) evict(before);
+  }
+
  protected:
   void reserve(size_t first, size_t last, int64_t tokens) override {
     for (size_t h = first; h < last; ++h) reserved_.check(count(h) + tokens);
@@ -107,21 +122,6 @@ class OffloadedStore : public kv::StoreBase {
     for (int64_t held = 3 * largest; layer < shape().layers && (held += layer_bytes(layer)) <= limit_; ++layer) {
     }
     return layer;
-  }
-
-  // Attention is about to read `layer`: the next one is read ahead, the last one is written, the one before it goes.
-  void turn_to(int layer) {
-    const int layers = shape().layers, stay = staying();
-    evicted_[static_cast<size_t>(layer)] = false;
-    if (stay == layers) return;
-    const int next = (layer + 1) % layers, last = (layer + layers - 1) % layers, before = (layer + layers - 2) % layers;
-    if (evicted_[static_cast<size_t>(next)]) {
-      each_region(next, [&](int64_t begin, int64_t end) { file_.read_ahead(begin, end); });
-      evicted_[static_cast<size_t>(next)] = false;
-    }
-    if (last >= stay && last != layer)
-      each_region(last, [&](int64_t begin, int64_t end) { file_.write_behind(begin, end); });
-    if (before >= stay && before != layer && before != next) evict(before);
   }
 
   void evict(int layer) {

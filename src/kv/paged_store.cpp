@@ -177,7 +177,7 @@ std::shared_ptr<PagePool> make_page_pool(const StoreShape& shape, const PagedOpt
   if (options.page < 1 || options.page > 65536)
     throw Error(ErrorKind::kArgument, "paged", "page", std::to_string(options.page), "must be 1..65536 tokens");
   return std::make_shared<PagePool>(options.page * row_bytes(shape.codec, shape.d),
-                                    options.page * row_bytes(shape.codec, shape.dv));
+                                    options.page * row_bytes(shape.v_codec, shape.dv));
 }
 
 std::unique_ptr<Store> make_paged_store(const StoreShape& shape, const PagedOptions& options,

@@ -17,7 +17,7 @@ Reserved::Reserved(std::string_view name, const StoreShape& shape, int64_t reser
                 fmt::format("must be 1..{} tokens, or the context be known", kMost));
   heads = int64_t{shape.layers} * shape.kv_heads;
   k_region = round_up(tokens * row_bytes(shape.codec, shape.d), system_page());
-  v_region = round_up(tokens * row_bytes(shape.codec, shape.dv), system_page());
+  v_region = round_up(tokens * row_bytes(shape.v_codec, shape.dv), system_page());
   constexpr double kAddresses = 0x1p62;
   if (static_cast<double>(heads) * static_cast<double>(k_region + v_region) > kAddresses)
     throw Error(ErrorKind::kMemory, store, "reserve", fmt::format("{} tokens", tokens),

@@ -26,13 +26,16 @@ void check_store_shape(const StoreShape& shape) {
                 fmt::format("must be at most {} heads in all", kMost));
   if (shape.context < 0)
     throw Error(ErrorKind::kArgument, "store", "context", std::to_string(shape.context), "must be at least 0");
-  const bool quantised = is_quantised(shape.codec);
-  if (shape.codec != DType::kF32 && shape.codec != DType::kF16 && shape.codec != DType::kBF16 && !quantised)
-    throw Error(ErrorKind::kArgument, "store", "codec", name_of(shape.codec), "must be f32, f16, bf16, q8_0 or q4_0");
-  if (quantised && (shape.d % kQuantisedBlock != 0 || shape.dv % kQuantisedBlock != 0))
-    throw Error(ErrorKind::kArgument, "store", "codec", name_of(shape.codec),
-                fmt::format("codes blocks of {}: rows of {} and {} elements are no multiples", kQuantisedBlock, shape.d,
-                            shape.dv));
+  for (const DType codec : {shape.codec, shape.v_codec}) {
+    const bool plain = codec == DType::kF32 || codec == DType::kF16 || codec == DType::kBF16;
+    const bool of_stages = is_quantised(codec) && codec != DType::kQ8_0 && codec != DType::kQ4_0;
+    if ((!plain && !is_quantised(codec)) || (of_stages && !shape.part))
+      throw Error(ErrorKind::kArgument, "store", "codec", name_of(codec), "must be f32, f16, bf16, q8_0 or q4_0");
+    if (is_quantised(codec) && (shape.d % kQuantisedBlock != 0 || shape.dv % kQuantisedBlock != 0))
+      throw Error(ErrorKind::kArgument, "store", "codec", name_of(codec),
+                  fmt::format("codes blocks of {}: rows of {} and {} elements are no multiples", kQuantisedBlock,
+                              shape.d, shape.dv));
+  }
 }
 
 namespace kv {
@@ -62,7 +65,7 @@ int64_t step_at(int64_t tokens) {
 StoreBase::StoreBase(const StoreShape& shape)
     : shape_(checked(shape)),
       k_row_(row_bytes(shape.codec, shape.d)),
-      v_row_(row_bytes(shape.codec, shape.dv)),
+      v_row_(row_bytes(shape.v_codec, shape.dv)),
       heads_(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads)) {}
 
 void StoreBase::append(int layer, const View& k, const View& v, std::span<const int32_t> position) {
@@ -76,6 +79,9 @@ void StoreBase::append(int layer, const View& k, const View& v, std::span<const 
   };
   check("k", k, shape_.d);
   check("v", v, shape_.dv);
+  for (const DType codec : {shape_.codec, shape_.v_codec})
+    if (is_quantised(codec) && codec != DType::kQ8_0 && codec != DType::kQ4_0)
+      throw Error(ErrorKind::kArgument, "append", "codec", name_of(codec), "rows must come coded");
   const size_t first = index("append", layer, 0), last = first + static_cast<size_t>(shape_.kv_heads);
   for (size_t h = first; h < last; ++h) check_positions(h, position);
   if (t == 0) return;
@@ -90,11 +96,11 @@ void StoreBase::append(int layer, const View& k, const View& v, std::span<const 
       const int64_t n = std::min(to.rows, t - i);
       for (int64_t r = 0; r < n; ++r) {
         narrow(k.at<float>({model_head, i + r}), shape_.d, shape_.codec, to.k + r * k_row_);
-        narrow(v.at<float>({model_head, i + r}), shape_.dv, shape_.codec, to.v + r * v_row_);
+        narrow(v.at<float>({model_head, i + r}), shape_.dv, shape_.v_codec, to.v + r * v_row_);
       }
       i += n;
     }
-    add_positions(head, position);
+    add_positions(head, position, t);
     written(h, before);
     publish(h, first_moved(before));
   }
@@ -102,21 +108,22 @@ void StoreBase::append(int layer, const View& k, const View& v, std::span<const 
 
 void StoreBase::append_coded(int layer, int head_index, const KeyView& keys) {
   const size_t h = index("append", layer, head_index);
-  if (keys.k_type != shape_.codec || keys.v_type != shape_.codec)
-    throw Error(ErrorKind::kArgument, "append", "codec",
-                fmt::format("{} and {}", name_of(keys.k_type), name_of(keys.v_type)),
-                fmt::format("must be the store's, {}", name_of(shape_.codec)));
+  for (const KeyRun& run : keys.runs)
+    if (run.k_type != shape_.codec || run.v_type != shape_.v_codec)
+      throw Error(ErrorKind::kArgument, "append", "codec",
+                  fmt::format("{} and {}", name_of(run.k_type), name_of(run.v_type)),
+                  fmt::format("must be the store's, {} and {}", name_of(shape_.codec), name_of(shape_.v_codec)));
   const int64_t t = keys.count();
   std::vector<int32_t> slots;
   std::span<const int32_t> position = keys.position;
-  if (position.empty()) {
+  if (position.empty() && !shape_.part) {
     if (t > std::numeric_limits<int32_t>::max())
       throw Error(ErrorKind::kArgument, "append", "tokens", std::to_string(t), "must have positions of 32 bits");
     slots.resize(static_cast<size_t>(t));
     std::iota(slots.begin(), slots.end(), 0);
     position = slots;
   }
-  if (static_cast<int64_t>(position.size()) != t)
+  if (!shape_.part && static_cast<int64_t>(position.size()) != t)
     throw Error(ErrorKind::kArgument, "append", "positions", std::to_string(position.size()),
                 fmt::format("must be one for each of {} keys", t));
   check_positions(h, position);
@@ -124,14 +131,14 @@ void StoreBase::append_coded(int layer, int head_index, const KeyView& keys) {
   Head& head = heads_[h];
   reserve_positions(head, position);
   reserve(h, h + 1, t);
-  const int64_t before = head.count, element = size_of(shape_.codec);
+  const int64_t before = head.count;
   for (const KeyRun& run : keys.runs)
     for (int64_t i = 0; i < run.count; ++i) {
       const Place to = place(h, before + run.first_slot + i);
-      std::memcpy(to.k, static_cast<const std::byte*>(run.k) + i * run.k_stride * element, static_cast<size_t>(k_row_));
-      std::memcpy(to.v, static_cast<const std::byte*>(run.v) + i * run.v_stride * element, static_cast<size_t>(v_row_));
+      std::memcpy(to.k, run.keys().row(i), static_cast<size_t>(k_row_));
+      std::memcpy(to.v, run.values().row(i), static_cast<size_t>(v_row_));
     }
-  add_positions(head, position);
+  add_positions(head, position, t);
   written(h, before);
   publish(h, first_moved(before));
 }
@@ -139,7 +146,6 @@ void StoreBase::append_coded(int layer, int head_index, const KeyView& keys) {
 KeyView StoreBase::keys(int layer, int head_index) const {
   const Head& head = heads_[index("keys", layer, head_index)];
   KeyView view;
-  view.k_type = view.v_type = shape_.codec;
   view.runs = head.runs;
   if (head.positions.bytes()) view.position = {head.positions.as<int32_t>(), static_cast<size_t>(head.count)};
   return view;
@@ -160,9 +166,10 @@ void StoreBase::keep(int layer, int head_index, std::span<const int64_t> slots) 
   // Dropping a suffix leaves every slot at its position.
   const bool prefix = kept == 0 || slots.back() == kept - 1;
   if (!prefix) {
-    make_positions(head, head.count);
+    if (!shape_.part) make_positions(head, head.count);
     compact(h, slots);
-    for (size_t i = 0; i < slots.size(); ++i) head.positions.as<int32_t>()[i] = head.positions.as<int32_t>()[slots[i]];
+    for (size_t i = 0; i < slots.size() && !shape_.part; ++i)
+      head.positions.as<int32_t>()[i] = head.positions.as<int32_t>()[slots[i]];
   }
   lessen(h, kept, prefix ? first_moved(kept) : 0);
 }
@@ -256,6 +263,7 @@ void StoreBase::check_layer(std::string_view op, int layer) const {
 }
 
 void StoreBase::check_positions(size_t head, std::span<const int32_t> position) const {
+  if (shape_.part) return;
   int64_t previous = heads_[head].last;
   for (int32_t p : position) {
     if (p <= previous)
@@ -274,6 +282,7 @@ void StoreBase::make_positions(Head& head, int64_t tokens) {
 }
 
 void StoreBase::reserve_positions(Head& head, std::span<const int32_t> position) {
+  if (shape_.part) return;
   constexpr int64_t kSize = sizeof(int32_t);
   const int64_t t = static_cast<int64_t>(position.size()), wanted = head.count + t;
   const bool at_slots = position.front() == head.count && position.back() - position.front() == t - 1;
@@ -285,17 +294,18 @@ void StoreBase::reserve_positions(Head& head, std::span<const int32_t> position)
   if (wanted > capacity) head.positions.resize(std::max(round_to_step(wanted), capacity + step_at(capacity)) * kSize);
 }
 
-void StoreBase::add_positions(Head& head, std::span<const int32_t> position) {
+void StoreBase::add_positions(Head& head, std::span<const int32_t> position, int64_t tokens) {
+  head.count += tokens;
+  if (shape_.part) return;
   if (head.positions.bytes())
-    std::memcpy(head.positions.as<int32_t>() + head.count, position.data(), position.size_bytes());
-  head.count += static_cast<int64_t>(position.size());
+    std::memcpy(head.positions.as<int32_t>() + head.count - tokens, position.data(), position.size_bytes());
   head.last = position.back();
 }
 
 // Runs from slot `from` on, neighbours in memory as one.
 void StoreBase::publish(size_t h, int64_t from) {
   Head& head = heads_[h];
-  const int64_t element = size_of(shape_.codec);
+  const int64_t k_stride = k_row_ / size_of(shape_.codec), v_stride = v_row_ / size_of(shape_.v_codec);
   from = std::min(from, head.count);
   while (!head.runs.empty() && head.runs.back().first_slot >= from) head.runs.pop_back();
   if (!head.runs.empty()) head.runs.back().count = from - head.runs.back().first_slot;
@@ -311,7 +321,7 @@ void StoreBase::publish(size_t h, int64_t from) {
         continue;
       }
     }
-    head.runs.push_back({at.k, at.v, k_row_ / element, v_row_ / element, slot, n});
+    head.runs.push_back({at.k, at.v, k_stride, v_stride, slot, n, shape_.codec, shape_.v_codec});
     slot += n;
   }
 }

@@ -83,7 +83,7 @@ class StoreBase : public Store {
   void check_positions(size_t head, std::span<const int32_t> position) const;
   void make_positions(Head& head, int64_t tokens);
   void reserve_positions(Head& head, std::span<const int32_t> position);
-  void add_positions(Head& head, std::span<const int32_t> position);
+  void add_positions(Head& head, std::span<const int32_t> position, int64_t tokens);
   void lessen(size_t head, int64_t kept, int64_t from);
   void publish(size_t head, int64_t from);
 

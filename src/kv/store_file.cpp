@@ -25,7 +25,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "states are written as they lie in memory");
 
 constexpr char kMagic[] = {'A', 'T', 'T', 'E', 'N', 'D', 'K', 'V'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
+constexpr uint8_t kLastType = static_cast<uint8_t>(DType::kQ2_C);
 
 // Writes to a file beside the one that is wanted, which it becomes at the end.
 class Writer {
@@ -162,24 +163,68 @@ int64_t read_header(Reader& in, const StoreOrigin& origin, const StoreShape& sha
 }
 
 void read_head(Reader& in, int layer, int head, int64_t tokens, Store& store) {
-  const StoreShape& shape = store.shape();
-  const int64_t k_row = row_bytes(shape.codec, shape.d), v_row = row_bytes(shape.codec, shape.dv);
+  const int64_t d = store.shape().d, dv = store.shape().dv;
   const int64_t count = in.get<int64_t>();
   const uint8_t flag = in.get<uint8_t>();
-  if (count < 0 || count > tokens || flag > 1) in.refuse("is damaged: it counts keys that can't be");
-  in.expect(count * (k_row + v_row + flag * 4));
-  if (count == 0) return;
+  const uint32_t pieces = in.get<uint32_t>();
+  if (count < 0 || count > tokens || flag > 1 || pieces > count || (pieces == 0) != (count == 0))
+    in.refuse("is damaged: it counts keys that can't be");
+  in.expect(flag * count * 4);
   std::vector<int32_t> position(static_cast<size_t>(flag ? count : 0));
   in.get(position.data(), static_cast<int64_t>(position.size() * sizeof(int32_t)));
   int64_t previous = -1;
   for (int32_t p : position)
     if (std::exchange(previous, int64_t{p}) >= p || p >= tokens) in.refuse("is damaged: its positions don't ascend");
-  const Buffer k(count * k_row), v(count * v_row);
-  in.get(k.data(), k.bytes());
-  in.get(v.data(), v.bytes());
-  const int64_t element = size_of(shape.codec);
-  const KeyRun run{k.data(), v.data(), k_row / element, v_row / element, 0, count};
-  store.append_coded(layer, head, {{&run, 1}, shape.codec, shape.codec, position});
+  std::vector<Buffer> rows;
+  std::vector<KeyRun> runs;
+  auto buffer = [&](int64_t bytes) {
+    in.expect(bytes);
+    in.get(rows.emplace_back(bytes).data(), bytes);
+    return rows.back().data();
+  };
+  int64_t next = 0;
+  for (uint32_t i = 0; i < pieces; ++i) {
+    const uint8_t k_type = in.get<uint8_t>(), v_type = in.get<uint8_t>();
+    const int64_t n = in.get<int64_t>();
+    if (k_type > kLastType || v_type > kLastType || n < 1 || n > count - next)
+      in.refuse("is damaged: it has rows that can't be");
+    KeyRun run;
+    run.k_type = static_cast<DType>(k_type), run.v_type = static_cast<DType>(v_type);
+    run.first_slot = std::exchange(next, next + n);
+    run.count = n;
+    if (is_by_channel(run.k_type)) {
+      run.k_scale = reinterpret_cast<const F16*>(buffer(2 * d));
+      run.k_offset = reinterpret_cast<const F16*>(buffer(2 * d));
+    }
+    const int64_t k_row = row_bytes(run.k_type, d), v_row = row_bytes(run.v_type, dv);
+    run.k_stride = k_row / size_of(run.k_type), run.v_stride = v_row / size_of(run.v_type);
+    run.k = buffer(n * k_row);
+    run.v = buffer(n * v_row);
+    runs.push_back(run);
+  }
+  if (next != count) in.refuse("is damaged: it counts keys that can't be");
+  if (count == 0) return;
+  try {
+    store.append_coded(layer, head, {runs, position});
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kArgument) in.refuse("is damaged: its keys are not coded as the policy has it");
+    throw;
+  }
+}
+
+// Runs as pieces, however the store cuts them: what is coded in one way, and with the same scales, is one.
+std::vector<std::span<const KeyRun>> pieces_of(const KeyView& keys) {
+  std::vector<std::span<const KeyRun>> pieces;
+  for (size_t first = 0; first < keys.runs.size();) {
+    const KeyRun& run = keys.runs[first];
+    size_t end = first + 1;
+    while (end < keys.runs.size() && keys.runs[end].k_type == run.k_type && keys.runs[end].v_type == run.v_type &&
+           keys.runs[end].k_scale == run.k_scale)
+      ++end;
+    pieces.push_back(keys.runs.subspan(first, end - first));
+    first = end;
+  }
+  return pieces;
 }
 
 }  // namespace
@@ -198,26 +243,34 @@ void save_store(const Store& store, const StoreOrigin& origin, int64_t tokens, c
   out.put(tokens);
   out.text(origin.model);
   out.text(origin.policy);
-  const int64_t element = size_of(shape.codec);
-  const int64_t k_row = row_bytes(shape.codec, shape.d), v_row = row_bytes(shape.codec, shape.dv);
   std::vector<std::byte> rows;
   for (int layer = 0; layer < shape.layers; ++layer)
     for (int head = 0; head < shape.kv_heads; ++head) {
       const KeyView keys = store.keys(layer, head);
+      const std::vector<std::span<const KeyRun>> pieces = pieces_of(keys);
       out.put(keys.count());
       out.put(static_cast<uint8_t>(!keys.position.empty()));
-      if (keys.count() == 0) continue;
+      out.put(static_cast<uint32_t>(pieces.size()));
       out.put(keys.position.data(), static_cast<int64_t>(keys.position.size_bytes()));
-      for (bool values : {false, true}) {  // as one piece, however the store cuts them
-        const int64_t bytes = values ? v_row : k_row;
-        rows.resize(static_cast<size_t>(keys.count() * bytes));
-        for (const KeyRun& run : keys.runs)
-          for (int64_t i = 0; i < run.count; ++i)
-            std::memcpy(rows.data() + (run.first_slot + i) * bytes,
-                        static_cast<const std::byte*>(values ? run.v : run.k) +
-                            i * (values ? run.v_stride : run.k_stride) * element,
-                        static_cast<size_t>(bytes));
-        out.put(rows.data(), static_cast<int64_t>(rows.size()));
+      for (const std::span<const KeyRun> piece : pieces) {
+        const KeyRun& first = piece.front();
+        out.put(static_cast<uint8_t>(first.k_type));
+        out.put(static_cast<uint8_t>(first.v_type));
+        out.put(piece.back().first_slot + piece.back().count - first.first_slot);
+        if (is_by_channel(first.k_type)) {
+          out.put(first.k_scale, 2 * shape.d);
+          out.put(first.k_offset, 2 * shape.d);
+        }
+        for (const bool values : {false, true}) {
+          const int64_t bytes = values ? row_bytes(first.v_type, shape.dv) : row_bytes(first.k_type, shape.d);
+          rows.clear();
+          for (const KeyRun& run : piece)
+            for (int64_t i = 0; i < run.count; ++i) {
+              const auto* row = static_cast<const std::byte*>((values ? run.values() : run.keys()).row(i));
+              rows.insert(rows.end(), row, row + bytes);
+            }
+          out.put(rows.data(), static_cast<int64_t>(rows.size()));
+        }
       }
     }
   out.put(static_cast<int64_t>(more.size()));

@@ -9,6 +9,7 @@
 
 #include "attend/exact/divided_frequencies.h"
 #include "attend/kv/codec.h"
+#include "attend/kv/staged_store.h"
 #include "attend/lm/token_class.h"
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
@@ -113,13 +114,15 @@ std::unique_ptr<Store> open_store(const Graph& graph, const Policy& policy, cons
                                   const StoreFactory* stores) {
   const AttentionLayer& first = graph.layers.front();
   const auto own = registry.make<StoreFactory>(*policy[Kind::kStore]);
-  return (stores ? stores : own.get())
-      ->open({.layers = static_cast<int>(graph.layers.size()),
-              .kv_heads = first.kv_heads,
-              .d = first.d,
-              .dv = first.dv,
-              .codec = registry.make<Codec>(*policy[Kind::kCodec])->type,
-              .context = context > 0 ? context : graph.context});
+  const auto codec = registry.make<Codec>(*policy[Kind::kCodec]);
+  return open_store(stores ? *stores : *own,
+                    {.layers = static_cast<int>(graph.layers.size()),
+                     .kv_heads = first.kv_heads,
+                     .d = first.d,
+                     .dv = first.dv,
+                     .codec = codec->type,
+                     .context = context > 0 ? context : graph.context},
+                    *codec);
 }
 
 }  // namespace
@@ -136,7 +139,7 @@ Policy model_policy(std::string_view text, ComputeMode compute, const Registry& 
 
 Policy exact_policy(const Policy& policy, ComputeMode compute, const Registry& registry) {
   Policy exact = model_policy("softmax", compute, registry);
-  if (!is_quantised(registry.make<Codec>(*policy[Kind::kCodec])->type)) exact[Kind::kCodec] = policy[Kind::kCodec];
+  if (!registry.make<Codec>(*policy[Kind::kCodec])->quantises()) exact[Kind::kCodec] = policy[Kind::kCodec];
   exact[Kind::kStore] = policy[Kind::kStore];
   return exact;
 }
@@ -187,8 +190,8 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                       "prompt alone",
                       policy[*observer]->name));
     const bool drops_keys = policy[Kind::kRetention] || policy[Kind::kPlan];
-    reader_ = std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, key_bytes_,
-                                                active_isa(Context(1)));
+    reader_ =
+        std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, active_isa(Context(1)));
   }
   executor_ = std::make_unique<Executor>(*model_, limit_);
   trial_ = std::make_unique<Trial>(graph.layers.size());
@@ -316,19 +319,20 @@ std::vector<int32_t> Session::kept_positions(int layer, int head) const {
 
 int64_t Session::bytes_read_next() const {
   if (reader_ && reader_->bytes_read() > 0) return reader_->bytes_read();
-  int64_t keys_seen = 0;
+  const AttentionLayer& first = model_->graph().layers.front();
+  int64_t bytes = 0;
   for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
     const std::vector<KeyRange> needed = layers_[static_cast<size_t>(layer)]->needed_from(position_);
     for (int h = 0; h < model_->graph().layers[static_cast<size_t>(layer)].kv_heads; ++h) {
       const KeyView keys = store_->keys(layer, h);
       for (const KeyRange& range : needed) {
         const KeyRange seen = slots_in(keys, range);
-        keys_seen += seen.end - seen.begin;
+        bytes += bytes_of(keys, seen, first.d, first.dv);
       }
-      ++keys_seen;  // its own
+      bytes += key_bytes_;  // its own
     }
   }
-  return keys_seen * key_bytes_;
+  return bytes;
 }
 
 }  // namespace attend

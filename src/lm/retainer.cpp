@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "attend/kv/codec.h"
 #include "attend/tensor/error.h"
 
 namespace attend {
@@ -75,6 +76,10 @@ Retainer::Retainer(const Graph& graph, const Policy& policy, const Registry& reg
       refuse(*spec, fmt::format("needs the weights of every query, where {} looks at the newest alone",
                                 policy[Kind::kRetention]->name));
   }
+  if (const auto& spec = policy[Kind::kCodec]) {
+    settling_stride_ = registry.make<Codec>(*spec)->stride;
+    if (settling_stride_ > 0) strides_.push_back(settling_stride_);
+  }
   std::sort(strides_.begin(), strides_.end());
   strides_.erase(std::unique(strides_.begin(), strides_.end()), strides_.end());
   wanted_.sums |= plan_observes_;
@@ -138,7 +143,8 @@ WeightPlaces Retainer::places(int layer, std::span<const KeyView> keys) {
 
 bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
   dropped_ = false;
-  // Before a budget is shared out, too: keys out of sight must not take part of it, whenever the last look was.
+  // Before a budget is shared out, or keys are coded with one another, too: those out of sight must have no part in it,
+  // whenever the last look was.
   const bool look = prompt_end || position - looked_at_ >= kLookEvery || next_act(position - 1) == position;
   if (look) looked_at_ = position;
   for (int layer = 0; layer < static_cast<int>(graph_.layers.size()); ++layer)
@@ -146,6 +152,10 @@ bool Retainer::act(Store& store, int64_t position, bool prompt_end, Isa isa) {
   if (retention_ && acts(*retention_, position, prompt_end)) {
     acted_at_ = position;
     if (retention_->observes() != kEveryQuery && queries_.ahead == 0 && !plan_observes_) forget_weights();
+  }
+  if (settling_stride_ > 0 && position % settling_stride_ == 0 && store.settle(position)) {
+    settled_at_ = position;
+    return true;
   }
   return dropped_;
 }
@@ -242,6 +252,7 @@ void Retainer::check_truncates(int64_t position) const {
                 fmt::format("{}: at most back to {}", why, least));
   };
   if (position < final_at_) refuse("keys were dropped", final_at_);
+  if (position < settled_at_) refuse("keys were coded anew", settled_at_);
   if (position < observed_.end && position > observed_.begin)
     refuse("weights of the tokens were added up", observed_.end);
 }
@@ -262,7 +273,7 @@ void Retainer::truncate(const Store& store, int64_t position) {
 }
 
 void Retainer::save(StateWriter& out) const {
-  for (int64_t value : {acted_at_, looked_at_, final_at_, observed_.begin, observed_.end}) out.put(value);
+  for (int64_t value : {acted_at_, looked_at_, final_at_, settled_at_, observed_.begin, observed_.end}) out.put(value);
   out.put(classes_);
   for (const Statistics& layer : statistics_)
     Statistics::each(layer, [&](auto& all, auto) {
@@ -273,9 +284,10 @@ void Retainer::save(StateWriter& out) const {
 }
 
 void Retainer::load(const Store& store, int64_t position, StateReader& in) {
-  for (int64_t* value : {&acted_at_, &looked_at_, &final_at_, &observed_.begin, &observed_.end})
+  for (int64_t* value : {&acted_at_, &looked_at_, &final_at_, &settled_at_, &observed_.begin, &observed_.end})
     *value = in.get<int64_t>();
-  for (int64_t at : {acted_at_, looked_at_, final_at_, observed_.end}) StateReader::require(at >= 0 && at <= position);
+  for (int64_t at : {acted_at_, looked_at_, final_at_, settled_at_, observed_.end})
+    StateReader::require(at >= 0 && at <= position);
   StateReader::require(observed_ == kNothing || (observed_.begin >= 0 && observed_.begin < observed_.end));
   in.get(classes_, position);
   StateReader::require(static_cast<int64_t>(classes_.size()) == (reads_classes() ? position : 0));
@@ -304,7 +316,7 @@ void Retainer::clear() {
   forget_weights();
   observed_until_ = kNoEnd;
   classes_.clear();
-  acted_at_ = looked_at_ = final_at_ = 0;
+  acted_at_ = looked_at_ = final_at_ = settled_at_ = 0;
 }
 
 }  // namespace attend

@@ -57,7 +57,8 @@ class Retainer {
   bool reads_classes() const { return plan_ != nullptr; }
   void read(TokenClass next) { classes_.push_back(next); }
 
-  // `position` tokens were seen. True if keys were dropped.
+  // `position` tokens were seen. What the codec wants coded anew is, after retentions acted. True if keys were
+  // dropped, or are other than before.
   bool act(Store& store, int64_t position, bool prompt_end, Isa isa);
 
   // Throws Error(kUnsupported) unless tokens from `position` on can go as if they had never been read.
@@ -89,6 +90,8 @@ class Retainer {
   const Ranking* ranking_ = nullptr;  // retention_, if it is one
   std::vector<int64_t> strides_;
   int64_t observed_until_ = kNoEnd;  // the next act of retention_
+  int64_t settling_stride_ = 0;      // of the codec; 0: keys stay as they were stored
+  int64_t settled_at_ = 0;           // the last time that some did not
   // Of the plan's retentions that observe, all of them every query: whether there are any, how often they act.
   bool plan_observes_ = false, plan_observed_ = false;
   int64_t observing_stride_ = 0;

@@ -30,9 +30,8 @@ void each_head(int threads, int64_t heads, const F& f) {
 }  // namespace
 
 SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                                 std::span<const Operator* const> mechanisms, bool drops_keys, int64_t key_bytes,
-                                 Isa isa)
-    : graph_(graph), key_bytes_(key_bytes) {
+                                 std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa)
+    : graph_(graph) {
   for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
     const std::vector<KeyRange> needed = mechanisms[layer]->needed_from(std::numeric_limits<int32_t>::max());
     const bool sees_all = needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
@@ -102,7 +101,8 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
     weighted |= !view.selection.log_weights.empty();
     const int64_t count = view.selection.count();
     most = std::max(most, count);
-    bytes_read_ += count * key_bytes_ + (governed ? view.selection.index_bytes : 0);
+    for (const KeyRange& range : view.selection.slots) bytes_read_ += bytes_of(keys[h], range, l.d, l.dv);
+    if (governed) bytes_read_ += view.selection.index_bytes;
   }
   if (everything) return nullptr;
   each_head(threads, static_cast<int64_t>(keys.size()),

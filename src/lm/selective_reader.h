@@ -16,7 +16,7 @@ class SelectiveReader {
   // `drops_keys`: the policy has a retention or a plan. Throws Error(kUnsupported) for what can't go together, and for
   // mechanisms that go by positions or hide keys.
   SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                  std::span<const Operator* const> mechanisms, bool drops_keys, int64_t key_bytes, Isa isa);
+                  std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa);
 
   // Layers whose own window is small are read whole, and not indexed.
   bool governs(int layer) const { return graph_.layers[static_cast<size_t>(layer)].window == 0; }
@@ -62,7 +62,7 @@ class SelectiveReader {
 
   const Graph& graph_;
   std::unique_ptr<SelectorIndex> index_;
-  int64_t key_bytes_, bytes_read_ = 0;
+  int64_t bytes_read_ = 0;
   std::vector<View> views_;
   std::vector<KeyView> chosen_;
   std::vector<float> bias_;

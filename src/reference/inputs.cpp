@@ -24,6 +24,10 @@ double scalar(DType type, const char* p) {
       return *p != 0;
     case DType::kQ8_0:
     case DType::kQ4_0:
+    case DType::kQ4_1:
+    case DType::kQ2_1:
+    case DType::kQ4_C:
+    case DType::kQ2_C:
       throw Error(ErrorKind::kArgument, "reference", "type", name_of(type), "is of key views alone");
   }
   return 0;
@@ -70,7 +74,8 @@ Keys::Keys(const Tensors& in, int64_t b, int64_t query_head, int64_t query_heads
     runs = &views[static_cast<size_t>(b * kv_heads + head)];
     count = runs->count();
     d_ = required(in, "q").shape[3];
-    if (is_quantised(runs->v_type)) dv_ = required(in, "dv").shape[0];
+    for (const KeyRun& run : runs->runs)
+      if (is_quantised(run.v_type)) dv_ = required(in, "dv").shape[0];
     return;
   }
   k_ = required(in, "k");
@@ -84,11 +89,8 @@ double Keys::get(bool value, int64_t slot, int64_t c) const {
   if (!runs) return element(value ? v_ : k_, {batch, head, slot, c});
   for (const KeyRun& run : runs->runs)
     if (slot >= run.first_slot && slot < run.first_slot + run.count) {
-      const int64_t offset = (slot - run.first_slot) * (value ? run.v_stride : run.k_stride);
-      const DType type = value ? runs->v_type : runs->k_type;
-      const char* row = static_cast<const char*>(value ? run.v : run.k) + offset * size_of(type);
-      if (is_quantised(type)) return quantised_element(row, value ? dv_ : d_, type, c);
-      return scalar(type, row + c * size_of(type));
+      return static_cast<double>(
+          element_of(value ? run.values() : run.keys(), slot - run.first_slot, value ? dv_ : d_, c));
     }
   return 0;
 }

@@ -106,9 +106,9 @@ class Backward {
       const int64_t from = std::max(run.first_slot, split_.first_slot);
       const int64_t count = std::min(run.first_slot + run.count, split_.first_slot + cols_) - from;
       if (count <= 0) continue;
-      copy(split_.k_type, run.k, run.k_stride, from - run.first_slot, count, split_.d,
+      copy(run.k_type, run.k, run.k_stride, from - run.first_slot, count, split_.d,
            at(layout_.keys) + (from - split_.first_slot) * d_padded_);
-      copy(split_.v_type, run.v, run.v_stride, from - run.first_slot, count, split_.dv,
+      copy(run.v_type, run.v, run.v_stride, from - run.first_slot, count, split_.dv,
            at(layout_.values) + (from - split_.first_slot) * dv_padded_);
     }
     std::fill_n(at(layout_.keys) + cols_ * d_padded_, (kBackwardPositions - cols_) * d_padded_, 0.0f);

@@ -64,9 +64,47 @@ ATTEND_INLINE float scale_of(const uint8_t* p) {
   return value_of(stored);
 }
 
-// Block b of a row of d elements of q8_0 or q4_0 (attend/tensor/quantised_row.h).
+// 32 integers of 4 or 2 bits, from the block's first byte on.
+template <int kBits>
+ATTEND_INLINE void widen_integers(const uint8_t* q, int* out) {
+  constexpr int kHalf = kQuantisedBlock / 2;
+  if (kBits == 4) {
+#pragma omp simd
+    for (int c = 0; c < kHalf; ++c) out[c] = q[c] & 15;
+#pragma omp simd
+    for (int c = 0; c < kHalf; ++c) out[c + kHalf] = q[c] >> 4;
+  } else {
+    for (int c = 0; c < kQuantisedBlock; ++c) out[c] = q[c / 4] >> (c % 4 * 2) & 3;
+  }
+}
+
+// Block b of a row of d elements of q4_1 or q2_1.
+template <int kBits>
+ATTEND_INLINE void widen_affine(const uint8_t* row, int64_t d, int64_t b, float* out) {
+  const uint8_t* scales = row + d * kBits / 8;
+  const float scale = scale_of(scales + 2 * b), offset = scale_of(scales + d / kQuantisedBlock * 2 + 2 * b);
+  int q[kQuantisedBlock];
+  widen_integers<kBits>(row + b * kQuantisedBlock * kBits / 8, q);
+#pragma omp simd
+  for (int c = 0; c < kQuantisedBlock; ++c) out[c] = static_cast<float>(q[c]) * scale + offset;
+}
+
+// The same of q4_c or q2_c.
+template <int kBits>
+ATTEND_INLINE void widen_channels(const RowRun& x, int64_t r, int64_t b, float* out) {
+  int q[kQuantisedBlock];
+  widen_integers<kBits>(static_cast<const uint8_t*>(x.row(r)) + b * kQuantisedBlock * kBits / 8, q);
+  const F16 *scale = x.scale + b * kQuantisedBlock, *offset = x.offset + b * kQuantisedBlock;
+#pragma omp simd
+  for (int c = 0; c < kQuantisedBlock; ++c)
+    out[c] = static_cast<float>(q[c]) * value_of(scale[c]) + value_of(offset[c]);
+}
+
+// Block b of a row of d elements (attend/tensor/quantised_row.h).
 ATTEND_INLINE void widen_block(DType type, const uint8_t* row, int64_t d, int64_t b, float* out) {
   constexpr int kHalf = kQuantisedBlock / 2;
+  if (type == DType::kQ4_1) return widen_affine<4>(row, d, b, out);
+  if (type == DType::kQ2_1) return widen_affine<2>(row, d, b, out);
   if (type == DType::kQ8_0) {
     const float scale = scale_of(row + d + 2 * b);
     const int8_t* q = reinterpret_cast<const int8_t*>(row) + b * kQuantisedBlock;
@@ -134,6 +172,29 @@ ATTEND_INLINE void widen(DType type, const void* x, int64_t stride, int64_t rows
   } else {
     widen_typed(static_cast<const float*>(x), stride, rows, width, out, to);
   }
+}
+
+ATTEND_INLINE void widen_channel_block(const RowRun& x, int64_t r, int64_t b, float* out) {
+  if (x.type == DType::kQ4_C) return widen_channels<4>(x, r, b, out);
+  widen_channels<2>(x, r, b, out);
+}
+
+ATTEND_INLINE void pack_run(const RowRun& x, int64_t keys, int64_t d, float* panel) {
+  if (!is_by_channel(x.type)) return pack(x.type, x.data, x.stride, keys, d, panel);
+  float block[kQuantisedBlock];
+  for (int64_t j = 0; j < keys; ++j)
+    for (int64_t b = 0; b < d / kQuantisedBlock; ++b) {
+      widen_channel_block(x, j, b, block);
+      for (int64_t c = 0; c < kQuantisedBlock; ++c) panel[(b * kQuantisedBlock + c) * kPanelKeys + j] = block[c];
+    }
+  for (int64_t c = 0; c < d; ++c) std::fill(panel + c * kPanelKeys + keys, panel + (c + 1) * kPanelKeys, 0.0f);
+}
+
+ATTEND_INLINE void widen_run(const RowRun& x, int64_t rows, int64_t width, float* out, int64_t to) {
+  if (!is_by_channel(x.type)) return widen(x.type, x.data, x.stride, rows, width, out, to);
+  for (int64_t j = 0; j < rows; ++j)
+    for (int64_t b = 0; b < width / kQuantisedBlock; ++b)
+      widen_channel_block(x, j, b, out + j * to + b * kQuantisedBlock);
 }
 
 // R rows against 32 columns, or 64 of wide vectors, in vectors of W floats. The sums stay in registers, since only
@@ -234,6 +295,12 @@ ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
                           int64_t to) {                                                                           \
     widen(type, x, stride, rows, width, out, to);                                                                 \
   }                                                                                                               \
+  TARGET void pack_run_##SET(const RowRun& x, int64_t keys, int64_t d, float* panel) {                            \
+    pack_run(x, keys, d, panel);                                                                                  \
+  }                                                                                                               \
+  TARGET void widen_run_##SET(const RowRun& x, int64_t rows, int64_t width, float* out, int64_t to) {             \
+    widen_run(x, rows, width, out, to);                                                                           \
+  }                                                                                                               \
   TARGET void dots_##SET(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s, \
                          int64_t s_stride) {                                                                      \
     dots<W>(x, x_stride, rows, d, panel, s, s_stride);                                                            \
@@ -245,7 +312,8 @@ ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
   TARGET float exponentials_##SET(float* s, int64_t n, float* largest) {                                          \
     return exponentials(s, n, largest);                                                                           \
   }                                                                                                               \
-  constexpr DenseKernels kDense_##SET = {pack_##SET, widen_##SET, dots_##SET, add_rows_##SET, exponentials_##SET};
+  constexpr DenseKernels kDense_##SET = {pack_##SET, widen_##SET,    pack_run_##SET,    widen_run_##SET,          \
+                                         dots_##SET, add_rows_##SET, exponentials_##SET};
 
 #if defined(__x86_64__)
 ATTEND_DENSE(avx2, ATTEND_TARGET_AVX2, 8)

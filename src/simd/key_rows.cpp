@@ -1,7 +1,6 @@
 #include "attend/simd/key_rows.h"
 
 #include <algorithm>
-#include <cstddef>
 
 #include "attend/simd/dense.h"
 
@@ -21,15 +20,13 @@ void each_part(const KeyView& keys, int64_t first, int64_t count, F f) {
 
 void read_keys(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
   each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
-    const auto* from = static_cast<const std::byte*>(run.k) + row * run.k_stride * size_of(keys.k_type);
-    dense_kernels(isa).widen(keys.k_type, from, run.k_stride, rows, width, to + before * width, width);
+    dense_kernels(isa).widen_run(run.keys().from(row), rows, width, to + before * width, width);
   });
 }
 
 void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t width, Isa isa, float* to) {
   each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
-    const auto* from = static_cast<const std::byte*>(run.v) + row * run.v_stride * size_of(keys.v_type);
-    dense_kernels(isa).widen(keys.v_type, from, run.v_stride, rows, width, to + before * width, width);
+    dense_kernels(isa).widen_run(run.values().from(row), rows, width, to + before * width, width);
   });
 }
 

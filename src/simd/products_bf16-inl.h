@@ -176,8 +176,11 @@ class Bf16Products {
       }
       std::fill_n(rows_, next + 1, nullptr);
     }
-    keys_.each_value_run(0, job_.cols, [&](const auto v, int64_t stride, int col, int count) {
-      for (int i = 0; i < count; ++i) rows_[element(col + i)] = address_of(v + i * stride);
+    keys_.each_run(0, job_.cols, [&](const KeyRun& run, int64_t row, int col, int count) {
+      for (int i = 0; i < count; ++i) {
+        rows_[element(col + i)] = run.values().row(row + i);
+        types_[element(col + i)] = run.v_type;
+      }
     });
   }
 
@@ -194,17 +197,11 @@ class Bf16Products {
     if (count % 2) to[count] = 0;
   }
 
-  template <DType kType>
-  static void to_words(CodedRows<kType> x, int64_t count, uint32_t* words) {
+  template <template <DType> class Rows, DType kType>
+  static void to_words(Rows<kType> x, int64_t count, uint32_t* words) {
     float wide[512];
     pack_values(x, 0, 1, count, count, wide);
     to_words(wide, count, words);
-  }
-
-  static const void* address_of(const void* row) { return row; }
-  template <DType kType>
-  static const void* address_of(CodedRows<kType> row) {
-    return row.data;
   }
 
   template <class Rows>
@@ -229,23 +226,33 @@ class Bf16Products {
       packed_values_ |= 1u << chunk;
       const int end = std::min((chunk + 1) * kChunk, element(job_.cols - 1) / 2 + 1);
       for (int i = chunk * kChunk; i < end; ++i) {
-        if (job_.v_type == DType::kF32) pack_pair<float>(i, rows_ + 2 * i);
-        if (job_.v_type == DType::kF16) pack_pair<F16>(i, rows_ + 2 * i);
-        if (job_.v_type == DType::kBF16) pack_pair<BF16>(i, rows_ + 2 * i);
-        if (job_.v_type == DType::kQ8_0) pack_coded_pair<DType::kQ8_0>(i);
-        if (job_.v_type == DType::kQ4_0) pack_coded_pair<DType::kQ4_0>(i);
+        const DType low = types_[2 * i], high = types_[2 * i + 1];
+        const bool same = !rows_[2 * i] || !rows_[2 * i + 1] || low == high;
+        const DType type = rows_[2 * i] ? low : high;
+        if (!same) {
+          pack_wide_pair(i);
+        } else if (type == DType::kF32) {
+          pack_pair<float>(i, rows_ + 2 * i);
+        } else if (type == DType::kF16) {
+          pack_pair<F16>(i, rows_ + 2 * i);
+        } else if (type == DType::kBF16) {
+          pack_pair<BF16>(i, rows_ + 2 * i);
+        } else {
+          pack_wide_pair(i);
+        }
       }
     }
   }
 
-  template <DType kType>
-  void pack_coded_pair(int pair) {
+  // Of values of two types, or coded ones.
+  void pack_wide_pair(int pair) {
     alignas(64) float wide[2][512];
     const void* rows[2] = {};
     for (int i = 0; i < 2; ++i) {
-      const auto* row = static_cast<const uint8_t*>(rows_[2 * pair + i]);
+      const void* row = rows_[2 * pair + i];
       if (!row) continue;
-      pack_values(CodedRows<kType>{row, job_.dv}, 0, 1, job_.dv, job_.dv, wide[i]);
+      JobKeys::typed_values(types_[2 * pair + i], row, job_.dv,
+                            [&](const auto v) { pack_values(v, 0, 1, job_.dv, job_.dv, wide[i]); });
       rows[i] = wide[i];
     }
     pack_pair<float>(pair, rows);
@@ -301,6 +308,7 @@ class Bf16Products {
   uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
   int16_t element_[kStripCols];
+  DType types_[2 * kMostPairs + 2];  // of rows_
 };
 
 }  // namespace HWY_NAMESPACE

@@ -22,17 +22,42 @@ class JobKeys {
   template <class F>
   void each_key_run(int begin, int end, F f) const {
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.k_type, run.k, job_.d, [&](const auto k) { f(k + row * run.k_stride, run.k_stride, col, count); });
+      if (run.k_type == DType::kQ4_C) {
+        f(ChannelRows<DType::kQ4_C>(run.keys(), row, job_.d), run.k_stride, col, count);
+      } else if (run.k_type == DType::kQ2_C) {
+        f(ChannelRows<DType::kQ2_C>(run.keys(), row, job_.d), run.k_stride, col, count);
+      } else {
+        typed(run.k_type, run.k, job_.d, [&](const auto k) { f(k + row * run.k_stride, run.k_stride, col, count); });
+      }
     });
   }
   template <class F>
   void each_value_run(int begin, int end, F f) const {
+    // Runs that only the groups of their keys set apart are one to values.
+    RowRun rows;
+    int first = 0, so_far = 0;
+    auto flush = [&] {
+      if (so_far > 0)
+        typed_values(rows.type, rows.data, job_.dv, [&](const auto v) { f(v, rows.stride, first, so_far); });
+    };
     each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      typed(job_.v_type, run.v, job_.dv, [&](const auto v) { f(v + row * run.v_stride, run.v_stride, col, count); });
+      const RowRun next = run.values().from(row);
+      if (so_far > 0 && next.type == rows.type && next.stride == rows.stride && next.data == rows.row(so_far)) {
+        so_far += count;
+        return;
+      }
+      flush();
+      rows = next, first = col, so_far = count;
     });
+    flush();
   }
 
- private:
+  // Whether all values are f32.
+  bool plain_values() const {
+    return std::all_of(job_.runs.begin(), job_.runs.end(), [](const KeyRun& run) { return run.v_type == DType::kF32; });
+  }
+
+  // Calls f(run, its first row, first column, count) for the runs under columns [begin, end).
   template <class F>
   void each_run(int begin, int end, F f) const {
     for (const KeyRun& run : job_.runs) {
@@ -43,6 +68,15 @@ class JobKeys {
       f(run, from - run.first_slot, static_cast<int>(from - job_.first_slot), static_cast<int>(to - from));
     }
   }
+  // f(rows) for the type of values.
+  template <class F>
+  static void typed_values(DType type, const void* base, int64_t width, F f) {
+    if (type == DType::kQ4_1) return f(CodedRows<DType::kQ4_1>{static_cast<const uint8_t*>(base), width});
+    if (type == DType::kQ2_1) return f(CodedRows<DType::kQ2_1>{static_cast<const uint8_t*>(base), width});
+    typed(type, base, width, f);
+  }
+
+ private:
   template <class F>
   static void typed(DType type, const void* base, int64_t width, F f) {
     if (type == DType::kF32) return f(static_cast<const float*>(base));
@@ -105,7 +139,7 @@ class F32Products {
     const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     const bool narrow = job.dv % 16 != 0;
-    pack_values_ = kRound || (rows >= kPackValuesRows ? job.v_type != DType::kF32 || narrow : narrow);
+    pack_values_ = kRound || narrow || (rows >= kPackValuesRows && !keys_.plain_values());
   }
 
   // The rows that follow are those from `first` on, their strip at `strip`.

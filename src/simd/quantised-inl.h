@@ -1,6 +1,6 @@
-// Rows of q8_0 and q4_0 (attend/tensor/quantised_row.h) as operands of the micro-kernels. What is read is integer x
-// scale, exact in f32, so that every path gives the bits of the same keys stored as f32. See math-inl.h on how it is
-// included; after micro-inl.h.
+// Rows of quantised blocks (attend/tensor/quantised_row.h) as operands of the micro-kernels. What is read is integer x
+// scale, exact in f32, or that plus an offset, rounded once: so every path gives the bits of the same keys stored as
+// f32. See math-inl.h on how it is included; after micro-inl.h.
 #include <cstring>
 #include <type_traits>
 
@@ -28,7 +28,13 @@ HWY_INLINE CodedRows<kType> from_column(CodedRows<kType> rows, int64_t column) {
 // Of a row of `elements`: where its scales begin.
 template <DType kType>
 constexpr int64_t integer_bytes(int64_t elements) {
-  return kType == DType::kQ8_0 ? elements : elements / 2;
+  return elements * code_bits(kType) / 8;
+}
+
+// Whether values of blocks have an offset.
+template <DType kType>
+constexpr bool has_offset() {
+  return kType == DType::kQ4_1 || kType == DType::kQ2_1;
 }
 
 // The f16 at p in every lane.
@@ -46,6 +52,11 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<F32>> load_bytes(const uint8_t* p) {
 }
 
 #if ATTEND_AVX512
+// The low four bits, or two, of an index.
+HWY_INLINE Vec index_values(int bits) {
+  if (bits == 2) return Vec{_mm512_set_ps(3, 2, 1, 0, 3, 2, 1, 0, 3, 2, 1, 0, 3, 2, 1, 0)};
+  return Vec{_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)};
+}
 // q - 8 for the low four bits q of an index.
 HWY_INLINE Vec nibble_values() {
   return Vec{_mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8)};
@@ -55,13 +66,34 @@ HWY_INLINE Vec look_up(Vec table, hn::Vec<hn::RebindToUnsigned<F32>> index) {
 }
 #endif
 
+// The low bits q of integers, q scale + offset: one scale and one offset for all lanes.
+template <int kBits>
+HWY_INLINE Vec affine(hn::Vec<hn::RebindToUnsigned<F32>> integers, Vec scale, Vec offset) {
+#if ATTEND_AVX512
+  return look_up(hn::MulAdd(index_values(kBits), scale, offset), integers);
+#else
+  const hn::RebindToUnsigned<F32> du;
+  const auto q = hn::BitCast(I32(), hn::And(integers, hn::Set(du, (1u << kBits) - 1)));
+  return hn::MulAdd(hn::ConvertTo(F32(), q), scale, offset);
+#endif
+}
+
+// kLanes integers of two bits, each at the bottom of its lane.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<F32>> load_twos(const uint8_t* p) {
+  const hn::RebindToUnsigned<F32> du;
+  uint32_t word = 0;
+  std::memcpy(&word, p, kLanes / 4);
+  return hn::Shr(hn::Set(du, word), hn::Add(hn::Iota(du, 0), hn::Iota(du, 0)));
+}
+
 // kCols vectors of a row, from a column on that is a multiple of 32, or lies with all of them in half a block.
 template <DType kType, int kCols>
 class CodedColumns {
  public:
   CodedColumns(int64_t width, int64_t column)
-      : integers_(kType == DType::kQ8_0 ? column : column / 32 * 16 + column % 16),
+      : integers_(code_bits(kType) == 4 ? column / 32 * 16 + column % 16 : integer_bytes<kType>(column)),
         scales_(integer_bytes<kType>(width) + column / 32 * 2),
+        offsets_(scales_ + width / 32 * 2),
         high_(column % 32 >= 16) {}
 
   static constexpr int64_t kBytes = integer_bytes<kType>(kCols * kLanes);
@@ -69,11 +101,12 @@ class CodedColumns {
 
   HWY_INLINE void load(const uint8_t* row, Vec* HWY_RESTRICT out) const {
     const uint8_t* integers = row + integers_;
-    const uint8_t* scales = row + scales_;
 #pragma GCC unroll 8
     for (int first = 0; first < kCols; first += kGroup) {
-      const Vec scale = scale_at(scales + first * kLanes / 32 * 2);
-      load_group(integers + integer_bytes<kType>(first * kLanes), scale, out + first);
+      const int64_t block = first * kLanes / 32 * 2;
+      const Vec scale = scale_at(row + scales_ + block);
+      const Vec offset = has_offset<kType>() ? scale_at(row + offsets_ + block) : hn::Zero(F32());
+      load_group(integers + integer_bytes<kType>(first * kLanes), scale, offset, out + first);
     }
   }
 
@@ -82,7 +115,7 @@ class CodedColumns {
   static_assert(kBlocks ? kCols * kLanes % 32 == 0 : kCols * kLanes <= 16);
   static constexpr int kGroup = kBlocks ? static_cast<int>(32 / kLanes) : kCols;  // vectors that share a scale
 
-  HWY_INLINE void load_group(const uint8_t* p, Vec scale, Vec* HWY_RESTRICT out) const {
+  HWY_INLINE void load_group(const uint8_t* p, Vec scale, Vec offset, Vec* HWY_RESTRICT out) const {
     const F32 d;
     const I32 di;
     if constexpr (kType == DType::kQ8_0) {
@@ -92,25 +125,29 @@ class CodedColumns {
         const auto bytes = hn::LoadU(d8, reinterpret_cast<const int8_t*>(p + v * kLanes));
         out[v] = hn::Mul(hn::ConvertTo(d, hn::PromoteTo(di, bytes)), scale);
       }
+    } else if constexpr (kType == DType::kQ2_1) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kGroup; ++v) out[v] = affine<2>(load_twos(p + v * (kLanes / 4)), scale, offset);
     } else if constexpr (kBlocks) {
       constexpr int kPairs = kGroup / 2;
 #pragma GCC unroll 8
       for (int v = 0; v < kPairs; ++v) {
         const auto bytes = load_bytes(p + v * kLanes);
-        out[v] = nibbles(bytes, scale);
-        out[v + kPairs] = nibbles(hn::ShiftRight<4>(bytes), scale);
+        out[v] = nibbles(bytes, scale, offset);
+        out[v + kPairs] = nibbles(hn::ShiftRight<4>(bytes), scale, offset);
       }
     } else {
 #pragma GCC unroll 8
       for (int v = 0; v < kGroup; ++v) {
         const auto bytes = load_bytes(p + v * kLanes);
-        out[v] = nibbles(high_ ? hn::ShiftRight<4>(bytes) : bytes, scale);
+        out[v] = nibbles(high_ ? hn::ShiftRight<4>(bytes) : bytes, scale, offset);
       }
     }
   }
 
-  // (low four bits - 8) x scale.
-  static HWY_INLINE Vec nibbles(hn::Vec<hn::RebindToUnsigned<F32>> bytes, Vec scale) {
+  // (low four bits - 8) x scale, or low four bits x scale + offset.
+  static HWY_INLINE Vec nibbles(hn::Vec<hn::RebindToUnsigned<F32>> bytes, Vec scale, [[maybe_unused]] Vec offset) {
+    if constexpr (kType == DType::kQ4_1) return affine<4>(bytes, scale, offset);
 #if ATTEND_AVX512
     return look_up(hn::Mul(nibble_values(), scale), bytes);
 #else
@@ -121,7 +158,7 @@ class CodedColumns {
 #endif
   }
 
-  int64_t integers_, scales_;
+  int64_t integers_, scales_, offsets_;
   bool high_;
 };
 

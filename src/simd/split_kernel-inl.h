@@ -12,6 +12,7 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/quantised-inl.h"
 #include "simd/weights-inl.h"
 // What follows needs what precedes.
+#include "simd/channels-inl.h"
 #include "simd/products_f32-inl.h"
 #include "simd/products_quantised-inl.h"
 #if ATTEND_BF16_DOT

@@ -104,7 +104,7 @@ class GraphIndex : public SelectorIndex {
     for (int64_t slot : scratch.chosen) append_range(selection.slots, {slot, slot + 1});
     append_range(selection.slots, {near, n});
     selection.index_bytes =
-        scratch.graph.reads * (row_bytes(keys.k_type, shape_.d) + static_cast<int64_t>(sizeof(int32_t)));
+        scratch.graph.reads * (bytes_of(keys, {0, n}, shape_.d, 0) / n + static_cast<int64_t>(sizeof(int32_t)));
   }
 
   void clear() override { heads_.clear(); }

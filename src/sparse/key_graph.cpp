@@ -70,9 +70,8 @@ void AnyRows::read(int64_t slot, float* to) const {
 
 void AnyRows::fetch(int64_t slot) const {
   const KeyRun& run = run_of(slot);
-  const std::byte* row =
-      static_cast<const std::byte*>(run.k) + (slot - run.first_slot) * run.k_stride * size_of(keys_.k_type);
-  for (int64_t line = 0; line < row_bytes(keys_.k_type, d_); line += 64) __builtin_prefetch(row + line);
+  const auto* row = static_cast<const std::byte*>(run.keys().row(slot - run.first_slot));
+  for (int64_t line = 0; line < row_bytes(run.k_type, d_); line += 64) __builtin_prefetch(row + line);
 }
 
 // Best first: the best node of the pool that was not expanded yet gives its edges, until all of the pool were.

@@ -141,8 +141,9 @@ class LtriIndex : public SelectorIndex {
     };
     read_best(score(head, q), o_.budget, n, slots, selection);
     // Of the vectors, and of the keys that the new token's own weights are worked out for.
+    const int64_t open = head.slot.back();
     selection.index_bytes = head.vectors.bytes_of(head.spans() * per_span()) +
-                            std::min(o_.span, n - head.slot.back()) * row_bytes(keys.k_type, shape_.d);
+                            bytes_of(keys, {open, std::min(n, open + o_.span)}, shape_.d, 0);
   }
 
   void clear() override {

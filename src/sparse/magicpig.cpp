@@ -209,7 +209,11 @@ class LshIndex : public SelectorIndex {
              Scratch& scratch) const {
     constexpr int64_t kAhead = 24;  // rows
     const int64_t d = shape_.d, group = shape_.group, count = static_cast<int64_t>(scratch.sampled.size());
-    const int64_t row = row_bytes(keys.k_type, d);
+    // Stages of a store follow one another: keys that are coded in several ways differ at the ends.
+    const KeyRun &oldest = keys.runs.front(), &newest = keys.runs.back();
+    const bool uniform = oldest.k_type == newest.k_type && !is_by_channel(oldest.k_type);
+    const DType type = uniform ? oldest.k_type : DType::kF32;
+    const int64_t row = row_bytes(type, d);
     const DenseKernels& kernels = dense_kernels(shape_.isa);
     scratch.bytes.resize(static_cast<size_t>(kPanelKeys * row));
     scratch.rows.resize(static_cast<size_t>(kPanelKeys * d));
@@ -229,9 +233,14 @@ class LshIndex : public SelectorIndex {
       const int64_t width = std::min<int64_t>(kPanelKeys, count - begin);
       for (int64_t j = 0; j < width; ++j) {
         for (; asked < std::min(count, begin + j + kAhead); ++asked) ahead.fetch(slots[asked], d);
-        std::memcpy(scratch.bytes.data() + j * row, rows.at(slots[begin + j]), static_cast<size_t>(row));
+        const RowRun key = rows.at(slots[begin + j]);
+        std::byte* to = scratch.bytes.data() + j * row;
+        if (uniform)
+          std::memcpy(to, key.data, static_cast<size_t>(row));
+        else
+          kernels.widen_run(key, 1, d, reinterpret_cast<float*>(to), 0);
       }
-      kernels.pack(keys.k_type, scratch.bytes.data(), row / size_of(keys.k_type), width, d, scratch.rows.data());
+      kernels.pack(type, scratch.bytes.data(), row / size_of(type), width, d, scratch.rows.data());
       kernels.dots(q, d, group, d, scratch.rows.data(), scratch.dots.data(), kPanelKeys);
       float squares[kPanelKeys];
       loops_.squares(scratch.rows.data(), segment.mean.data(), d, squares);

@@ -8,21 +8,21 @@ namespace attend {
 
 class RowsOf {
  public:
-  explicit RowsOf(const KeyView& keys) : keys_(keys), run_(keys.runs.begin()) {}
+  explicit RowsOf(const KeyView& keys) : run_(keys.runs.begin()) {}
 
-  // Where the key of a slot lies; slots must not descend from call to call.
-  const std::byte* at(int64_t slot) {
+  // The key of a slot; slots must not descend from call to call.
+  RowRun at(int64_t slot) {
     while (run_->first_slot + run_->count <= slot) ++run_;
-    return static_cast<const std::byte*>(run_->k) + (slot - run_->first_slot) * run_->k_stride * size_of(keys_.k_type);
+    return run_->keys().from(slot - run_->first_slot);
   }
   // Asks for a row that will be read soon: rows at random wait for memory otherwise.
   void fetch(int64_t slot, int64_t d) {
-    const std::byte* row = at(slot);
-    for (int64_t line = 0; line < row_bytes(keys_.k_type, d); line += 64) __builtin_prefetch(row + line);
+    const RowRun key = at(slot);
+    const auto* row = static_cast<const std::byte*>(key.data);
+    for (int64_t line = 0; line < row_bytes(key.type, d); line += 64) __builtin_prefetch(row + line);
   }
 
  private:
-  const KeyView& keys_;
   std::span<const KeyRun>::iterator run_;
 };
 

@@ -60,6 +60,10 @@ double value_at(const View& view, int64_t index) {
       return view.as<uint8_t>()[offset] != 0;
     case DType::kQ8_0:
     case DType::kQ4_0:
+    case DType::kQ4_1:
+    case DType::kQ2_1:
+    case DType::kQ4_C:
+    case DType::kQ2_C:
       require_array_type(view.type);
   }
   return 0;

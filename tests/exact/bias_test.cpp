@@ -22,7 +22,7 @@ TEST_P(Biases, T5BucketsAreThoseOfItsAuthors) {
     float q = 0, k = 0, v = 1, out = 0, lse = -1;
     int32_t position = 1000, key = 1000 + relative;
     const KeyRun run{&k, &v, 1, 1, 0, 1};
-    const KeyView view{std::span(&run, 1), DType::kF32, DType::kF32, std::span(&key, 1)};
+    const KeyView view{std::span(&run, 1), std::span(&key, 1)};
     const Qkv in{.q = dense_view(&q, DType::kF32, {1, 1, 1, 1}),
                  .keys = std::span(&view, 1),
                  .dv = 1,

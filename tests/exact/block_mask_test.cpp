@@ -282,7 +282,7 @@ TEST(BlockMask, GoesByPosition) {
           {call.k.data() + j * 16, call.v.data() + j * 16, 16, 16, static_cast<int64_t>(positions.size()), 1});
       positions.push_back(j);
     }
-    const KeyView view{runs, DType::kF32, DType::kF32, positions};
+    const KeyView view{runs, positions};
     Qkv in{.q = call.in().q, .keys = {&view, 1}, .dv = 16};
     softmax_attention(in, {}, call.outputs(), context, {.mask = &mask});
     EXPECT_EQ(out, call.out) << name_of(isa);

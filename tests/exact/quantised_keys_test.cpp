@@ -53,8 +53,10 @@ struct Views {
              k.stride,
              v.stride,
              0,
-             count};
-      views.push_back({{&run, 1}, k_type, v_type, {}});
+             count,
+             k_type,
+             v_type};
+      views.push_back({{&run, 1}, {}});
     }
   }
 };
@@ -184,9 +186,9 @@ TEST(QuantisedKeys, Refusals) {
   for (DType type : kTypes) {
     Views views(call.k, call.v, 1, 3, 64, 64, type, type);
     const Qkv whole = with_views(call, views);
-    views.views[0].k_type = DType::kI32;
+    views.runs[0].k_type = DType::kI32;
     test::expect_error(ErrorKind::kArgument, "i32", [&] { softmax_attention(whole, {}, call.outputs(), context); });
-    views.views[0].k_type = type;
+    views.runs[0].k_type = type;
     views.runs[0].k_stride -= 1;
     test::expect_error(ErrorKind::kArgument, "a row long",
                        [&] { softmax_attention(whole, {}, call.outputs(), context); });

@@ -138,8 +138,7 @@ struct KeptKeys {
       }
     for (int64_t h = 0; h < c.hkv; ++h)
       runs.push_back({k.data() + h * count * c.d, v.data() + h * count * c.dv, c.d, c.dv, 0, count});
-    for (const KeyRun& run : runs)
-      views.push_back({.runs = {&run, 1}, .k_type = DType::kF32, .v_type = DType::kF32, .position = positions});
+    for (const KeyRun& run : runs) views.push_back({.runs = {&run, 1}, .position = positions});
   }
 };
 

@@ -2,12 +2,14 @@
 // What a store should hold: lists of positions and rows, and random sequences of what may happen to a store.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "attend/kv/codec.h"
 #include "attend/kv/store.h"
 #include "attend/tensor/quantised_row.h"
 
@@ -27,22 +29,16 @@ inline std::vector<float> stored(const std::vector<float>& row, DType codec) {
   return x;
 }
 
-inline float read(const void* row, int64_t i, int64_t n, DType codec) {
-  if (is_quantised(codec)) return quantised_element(row, n, codec, i);
-  if (codec == DType::kF16) return to_f32(static_cast<const F16*>(row)[i]);
-  if (codec == DType::kBF16) return to_f32(static_cast<const BF16*>(row)[i]);
-  return static_cast<const float*>(row)[i];
-}
-
 struct NaiveKey {
   int32_t position;
   std::vector<float> k, v;
+  size_t stage = 0;
 };
 
 class NaiveStore {
  public:
-  explicit NaiveStore(const StoreShape& shape)
-      : shape_(shape), heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+  NaiveStore(const StoreShape& shape, const Codec& codec)
+      : shape_(shape), codec_(codec), heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
 
   std::vector<NaiveKey>& at(int layer, int head) { return heads_[static_cast<size_t>(layer * shape_.kv_heads + head)]; }
 
@@ -55,27 +51,62 @@ class NaiveStore {
     return "";
   }
 
+  // Keys pass from stage to stage, in groups of positions.
+  void settle(int64_t tokens) {
+    for (std::vector<NaiveKey>& keys : heads_)
+      for (size_t s = 0; s < codec_.stages.size(); ++s) {
+        const CodecStage& stage = codec_.stages[s];
+        for (int64_t first = 0; first + codec_.group <= tokens - stage.age; first += codec_.group) {
+          std::vector<NaiveKey*> group;
+          for (NaiveKey& key : keys)
+            if (key.stage == s && key.position >= first && key.position < first + codec_.group) group.push_back(&key);
+          code(group, stage);
+        }
+      }
+  }
+
  private:
+  void code(const std::vector<NaiveKey*>& group, const CodecStage& stage) const {
+    if (group.empty()) return;
+    const int64_t rows = static_cast<int64_t>(group.size()), bytes = row_bytes(stage.keys, shape_.d);
+    if (is_by_channel(stage.keys)) {
+      std::vector<float> all;
+      for (const NaiveKey* key : group) all.insert(all.end(), key->k.begin(), key->k.end());
+      std::vector<F16> scale(static_cast<size_t>(shape_.d)), offset(scale.size());
+      std::vector<uint8_t> coded(static_cast<size_t>(rows * bytes));
+      quantise_channels(all.data(), rows, shape_.d, stage.keys, scale.data(), offset.data(), coded.data());
+      const RowRun run{coded.data(), bytes, stage.keys, scale.data(), offset.data()};
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < shape_.d; ++c)
+          group[static_cast<size_t>(r)]->k[static_cast<size_t>(c)] = element_of(run, r, shape_.d, c);
+    }
+    for (NaiveKey* key : group) {
+      if (!is_by_channel(stage.keys)) key->k = stored(key->k, stage.keys);
+      key->v = stored(key->v, stage.values);
+      ++key->stage;
+    }
+  }
+
   std::string difference(const KeyView& view, const std::vector<NaiveKey>& keys) const {
     if (view.count() != static_cast<int64_t>(keys.size()))
       return fmt::format("{} of {} keys", view.count(), keys.size());
-    if (view.k_type != shape_.codec || view.v_type != shape_.codec) return "another type";
-    const int64_t element = size_of(shape_.codec);
     int64_t next = 0;
     for (const KeyRun& run : view.runs) {
       if (run.first_slot != next || run.count < 1)
         return fmt::format("a run from slot {} instead of {}", run.first_slot, next);
       for (int64_t i = 0; i < run.count; ++i, ++next) {
         const NaiveKey& key = keys[static_cast<size_t>(next)];
+        const bool fresh = key.stage == 0;
+        if (run.k_type != (fresh ? codec_.type : codec_.stages[key.stage - 1].keys) ||
+            run.v_type != (fresh ? codec_.type : codec_.stages[key.stage - 1].values))
+          return fmt::format("another type of slot {}", next);
         if ((view.position.empty() ? next : view.position[static_cast<size_t>(next)]) != key.position)
           return fmt::format("the position of slot {}", next);
         for (int64_t c = 0; c < shape_.d; ++c)
-          if (read(static_cast<const char*>(run.k) + i * run.k_stride * element, c, shape_.d, shape_.codec) !=
-              key.k[static_cast<size_t>(c)])
+          if (element_of(run.keys(), i, shape_.d, c) != key.k[static_cast<size_t>(c)])
             return fmt::format("key {} of slot {}", c, next);
         for (int64_t c = 0; c < shape_.dv; ++c)
-          if (read(static_cast<const char*>(run.v) + i * run.v_stride * element, c, shape_.dv, shape_.codec) !=
-              key.v[static_cast<size_t>(c)])
+          if (element_of(run.values(), i, shape_.dv, c) != key.v[static_cast<size_t>(c)])
             return fmt::format("value {} of slot {}", c, next);
       }
     }
@@ -83,6 +114,7 @@ class NaiveStore {
   }
 
   StoreShape shape_;
+  Codec codec_;
   std::vector<std::vector<NaiveKey>> heads_;
 };
 
@@ -91,7 +123,10 @@ class StoreWalk {
  public:
   StoreWalk(std::function<std::unique_ptr<Store>(const StoreShape&)> open, const StoreShape& shape,
             std::function<uint32_t()> random)
-      : open_(std::move(open)), shape_(shape), random_(std::move(random)) {
+      : StoreWalk(std::move(open), shape, Codec(shape.codec), std::move(random)) {}
+  StoreWalk(std::function<std::unique_ptr<Store>(const StoreShape&)> open, const StoreShape& shape, const Codec& codec,
+            std::function<uint32_t()> random)
+      : open_(std::move(open)), shape_(shape), codec_(codec), random_(std::move(random)) {
     start();
   }
 
@@ -99,7 +134,7 @@ class StoreWalk {
   std::string step() {
     const size_t which = random_() % texts_.size();
     Text& text = texts_[which];
-    const uint32_t what = random_() % 26;
+    const uint32_t what = random_() % (codec_.stages.empty() ? 26 : 34);
     if (what < 15) {
       append(text);
     } else if (what < 21) {
@@ -112,10 +147,10 @@ class StoreWalk {
     } else if (what == 22) {
       if (texts_.size() < 4) start();
     } else if (what > 23) {
-      cut(text);
+      what < 26 ? cut(text) : settle(text);
     } else if (random_() % 2) {
       text.store->clear();
-      text.naive = NaiveStore(shape_);
+      text.naive = NaiveStore(shape_, codec_);
       text.next.assign(text.next.size(), 0);
     } else {
       texts_.erase(texts_.begin() + static_cast<int64_t>(which));
@@ -135,7 +170,8 @@ class StoreWalk {
   };
 
   void start() {
-    texts_.push_back({open_(shape_), NaiveStore(shape_), std::vector<int32_t>(static_cast<size_t>(shape_.layers))});
+    texts_.push_back(
+        {open_(shape_), NaiveStore(shape_, codec_), std::vector<int32_t>(static_cast<size_t>(shape_.layers))});
   }
 
   // Rows of one of few texts, so that pages of equal content occur.
@@ -161,6 +197,13 @@ class StoreWalk {
       while (!keys.empty() && keys.back().position >= next) keys.pop_back();
       text.store->cut(layer, h, static_cast<int64_t>(keys.size()));
     }
+  }
+
+  void settle(Text& text) {
+    const int64_t next = *std::max_element(text.next.begin(), text.next.end());
+    const int64_t tokens = next + 1 - static_cast<int64_t>(random_() % 20);
+    text.store->settle(tokens);
+    text.naive.settle(tokens);
   }
 
   void append(Text& text) {
@@ -216,6 +259,7 @@ class StoreWalk {
 
   std::function<std::unique_ptr<Store>(const StoreShape&)> open_;
   StoreShape shape_;
+  Codec codec_;
   std::function<uint32_t()> random_;
   std::vector<Text> texts_;
 };

@@ -11,6 +11,7 @@
 #include <sstream>
 #include <vector>
 
+#include "attend/kv/staged_store.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/registry.h"
 #include "support/expect_error.h"
@@ -57,11 +58,11 @@ std::string rows_of(const Store& store) {
       all.append(reinterpret_cast<const char*>(keys.position.data()), keys.position.size_bytes());
       for (const KeyRun& run : keys.runs)
         for (int64_t i = 0; i < run.count; ++i) {
-          const int64_t element = size_of(shape.codec);
-          all.append(static_cast<const char*>(run.k) + i * run.k_stride * element,
-                     static_cast<size_t>(row_bytes(shape.codec, shape.d)));
-          all.append(static_cast<const char*>(run.v) + i * run.v_stride * element,
-                     static_cast<size_t>(row_bytes(shape.codec, shape.dv)));
+          all.append(static_cast<const char*>(run.keys().row(i)), static_cast<size_t>(row_bytes(run.k_type, shape.d)));
+          all.append(static_cast<const char*>(run.values().row(i)),
+                     static_cast<size_t>(row_bytes(run.v_type, shape.dv)));
+          for (const F16* scales : {run.k_scale, run.k_offset})
+            if (scales) all.append(reinterpret_cast<const char*>(scales), static_cast<size_t>(2 * shape.d));
         }
     }
   return all;
@@ -117,6 +118,38 @@ TEST_F(StoreFile, KeepsMoreThanKeysForThoseWhoAsk) {
   EXPECT_EQ(got, more);
 }
 
+// Stages, groups and what is left of them; another codec's file is refused.
+TEST_F(StoreFile, KeysThatAgedComeBackIntoAnyStore) {
+  const StoreShape shape = shape_of(DType::kF16);
+  const CodecStage four{20, DType::kQ4_C, DType::kQ4_1}, two{60, DType::kQ2_C, DType::kQ2_1};
+  const Codec codec(DType::kF16, {four, two}, 16, 16), other_codec(DType::kF16, {two}, 16, 16);
+  auto staged = [&](const std::string& spec, const Codec& how) {
+    return open_store(*registry().make<StoreFactory>(parse_specs(spec)[0]), shape, how);
+  };
+  for (const char* from : {"contiguous", "paged:page=8"}) {
+    auto store = staged(from, codec);
+    fill(*store, 123);
+    EXPECT_TRUE(store->settle(112));
+    store->keep(0, 0, std::vector<int64_t>{0, 3, 4, 17, 40, 41, 90, 100, 121});
+    EXPECT_EQ(store->keys(1, 1).runs.front().k_type, DType::kQ2_C);
+    save_store(*store, kOrigin, 123, path_);
+    for (const Entry* entry : registry().entries()) {
+      if (entry->kind != Kind::kStore) continue;
+      auto back = staged(std::string(entry->name), codec);
+      EXPECT_EQ(load_store(path_, kOrigin, *back), 123);
+      EXPECT_EQ(rows_of(*back), rows_of(*store)) << from << " to " << entry->name;
+      // It goes on as the one that was saved.
+      store->settle(160), back->settle(160);
+      EXPECT_EQ(rows_of(*back), rows_of(*store));
+      store->clear();
+      EXPECT_EQ(load_store(path_, kOrigin, *store), 123);
+    }
+    auto wrong = staged("contiguous", other_codec);
+    test::expect_error(ErrorKind::kFile, "not coded as the policy", [&] { load_store(path_, kOrigin, *wrong); });
+    EXPECT_EQ(wrong->keys(0, 0).count(), 0);
+  }
+}
+
 TEST_F(StoreFile, IsWrittenWholeOrNotAtAll) {
   auto store = open("contiguous", shape_of(DType::kF16));
   fill(*store, 10);
@@ -153,7 +186,7 @@ TEST_F(StoreFile, RefusesWhatItDidNotSave) {
   refuses(good, "another policy", {"model", "softmax:window=5"});
   std::string changed = good;
   changed[8] = 1;
-  refuses(changed, "version 1 of the format, this program reads 2");
+  refuses(changed, "version 1 of the format, this program reads 3");
   refuses(good + "x", "damaged");
   for (size_t length = 0; length < good.size(); length += 1 + length / 16) refuses(good.substr(0, length), "");
   // Any bit.

@@ -10,6 +10,7 @@
 
 #include "attend/exact/softmax.h"
 #include "attend/kv/paged_store.h"
+#include "attend/kv/staged_store.h"
 #include "attend/kv/store.h"
 #include "attend/tensor/error.h"
 #include "attend/tensor/registry.h"
@@ -68,6 +69,30 @@ TEST(Stores, FollowRandomEvents) {
       std::mt19937 random(seed);
       const auto opens = factory(spec);
       test::StoreWalk walk([&](const StoreShape& shape) { return opens->open(shape); }, small_shape(codec),
+                           [&] { return static_cast<uint32_t>(random()); });
+      for (int step = 0; step < 150; ++step) ASSERT_EQ(walk.step(), "") << "step " << step;
+    }
+}
+
+// Codecs that code keys anew as they age: by channel, in rows, and in several stages.
+std::vector<Codec> aging_codecs() {
+  return {Codec(DType::kF16, {{40, DType::kQ2_C, DType::kQ2_1}}, 32, 64),
+          Codec(DType::kF32, {{0, DType::kQ4_C, DType::kQ4_1}}, 8, 8),
+          Codec(DType::kF16,
+                {{16, DType::kQ8_0, DType::kQ8_0}, {48, DType::kQ4_C, DType::kQ4_1}, {90, DType::kQ2_C, DType::kQ2_1}},
+                16, 16)};
+}
+
+TEST(Stores, FollowRandomEventsWhileKeysAge) {
+  for (const std::string& spec : stores())
+    for (const Codec& codec : aging_codecs()) {
+      const unsigned seed = 23 + static_cast<unsigned>(codec.stages.size());
+      SCOPED_TRACE(fmt::format("{}, seed {}, {} stages from {}", spec, seed, codec.stages.size(), name_of(codec.type)));
+      std::mt19937 random(seed);
+      const auto opens = factory(spec);
+      StoreShape shape = small_shape(DType::kQ8_0);
+      shape.codec = shape.v_codec = codec.type;
+      test::StoreWalk walk([&](const StoreShape& s) { return open_store(*opens, s, codec); }, shape, codec,
                            [&] { return static_cast<uint32_t>(random()); });
       for (int step = 0; step < 150; ++step) ASSERT_EQ(walk.step(), "") << "step " << step;
     }
@@ -185,9 +210,10 @@ TEST(Stores, RefuseWithoutChange) {
     refuses([&] { (void)store->keys(0, -1); });
     refuses([&] { store->append_coded(0, 2, store->keys(0, 1)); });
     refuses([&] { store->append_coded(0, 0, store->keys(0, 1)); });  // does not ascend
-    KeyView other;
+    KeyRun other = store->keys(0, 1).runs[0];
     other.k_type = other.v_type = DType::kF16;
-    refuses([&] { store->append_coded(0, 0, other); });
+    const int32_t later[] = {20, 21, 22};
+    refuses([&] { store->append_coded(0, 0, {{&other, 1}, later}); });
     EXPECT_EQ(store->keys(0, 1).count(), 3);
     EXPECT_EQ(store->bytes(), bytes);
     for (const StoreShape& wrong : {StoreShape{0, 2, 8, 4, DType::kF32}, StoreShape{1, 2, 8, 4, DType::kI64},

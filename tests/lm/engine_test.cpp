@@ -306,6 +306,7 @@ TEST(Engine, PoliciesName) {
   auto named = [](std::string_view text) { return to_string(registry().policy(text), registry()); };
   EXPECT_EQ(exact("softmax:window=4 + bf16", ComputeMode::kDefault), named("softmax + bf16"));
   EXPECT_EQ(exact("softmax:window=4 + q8_0", ComputeMode::kDefault), named("softmax + f16"));
+  EXPECT_EQ(exact("h2o + kivi", ComputeMode::kDefault), named("softmax + f16"));
   EXPECT_EQ(exact("q4_0", ComputeMode::kF32), named("softmax + f32"));
 }
 

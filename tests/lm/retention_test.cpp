@@ -249,6 +249,37 @@ TEST(Retention, WindowsAndBudgetsTogetherHaveTheSameBitsForAnyChunk) {
   }
 }
 
+// Keys that are coded anew as they age: what stays, and how it is coded, depends on the text alone.
+TEST(Retention, HasTheSameBitsWhileKeysAge) {
+  SmallModel small;
+  small.head = 32;
+  const auto model = load(small, ComputeMode::kDefault);
+  const std::vector<int32_t> ids = some_ids(120);
+  auto run = [&](const std::string& policy, int64_t chunk, int threads) {
+    constexpr size_t kPrompt = 96;
+    Context context(threads);
+    Session session = open(model, policy);
+    std::vector<float> logits = all_logits(session, std::span(ids).first(kPrompt), chunk, context);
+    for (size_t i = kPrompt; i < ids.size(); ++i) {
+      const auto row = session.decode(ids[i], context);
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+    return logits;
+  };
+  std::vector<std::string> policies = retentions(30, 16);
+  policies.push_back("adakv + snapkv:budget=30,observe=6,stride=32");
+  policies.push_back("softmax:window=50,sinks=2");
+  for (const std::string& policy : policies) {
+    SCOPED_TRACE(policy);
+    const std::string aging = policy + " + kivi:bits=2,residual=6,group=16,stride=24 + ";
+    const std::vector<float> wanted = run(aging + "contiguous", 512, 1);
+    EXPECT_EQ(run(aging + "paged:page=8", 7, 2), wanted);
+    EXPECT_EQ(run(aging + "virtual", 1, 3), wanted);
+    EXPECT_EQ(run(aging + "offloaded", 50, 2), wanted);
+    EXPECT_NE(run(policy, 512, 1), wanted) << "codes change what is read";
+  }
+}
+
 // Keys and values of 16 f32 in 2 layers of 2 heads; the next query's own are counted, too.
 constexpr int64_t kKeyBytes = 16 * 4;
 

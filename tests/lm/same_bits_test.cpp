@@ -86,6 +86,13 @@ TEST(SameBits, SmollmQuantisedKeys) {
 TEST(SameBits, SmollmQuantisedKeysAndWindow) {
   check(test::kSmollmFile, "softmax:window=24,sinks=3 + q4_0", 90);
 }
+TEST(SameBits, SmollmAgingKeys) {
+  check(test::kSmollmFile, "softmax + kivi:bits=2,residual=8,group=16,stride=16", 90);
+}
+// Keys out of sight must not be coded with those in sight, whenever they go.
+TEST(SameBits, SmollmAgingKeysAndWindow) {
+  check(test::kSmollmFile, "softmax:window=40,sinks=3 + kivi:bits=4,residual=5,group=32,stride=24", 150);
+}
 TEST(SameBits, Gemma) {
   check(test::kGemmaFile, "softmax + bf16", 70);
 }
@@ -101,6 +108,13 @@ TEST(SameBits, SmollmStores) {
       SCOPED_TRACE(entry->name);
       const std::string policy = fmt::format("softmax:window=24,sinks=3 + {}", entry->name);
       expect_same(run_model(model, policy.c_str(), kTokens, 40, 2, 20), wanted);
+    }
+  const char* kAging = "softmax:window=24,sinks=3 + kivi:bits=2,residual=8,group=16,stride=16 + ";
+  const Logits aged = run_model(model, fmt::format("{}contiguous", kAging).c_str(), kTokens, 512, 2, 0);
+  for (const Entry* entry : registry().entries())
+    if (entry->kind == Kind::kStore) {
+      SCOPED_TRACE(entry->name);
+      expect_same(run_model(model, fmt::format("{}{}", kAging, entry->name).c_str(), kTokens, 40, 2, 20), aged);
     }
 }
 

@@ -141,6 +141,26 @@ TEST(Selector, HasTheSameBitsForAnyChunksThreadsAndStores) {
   }
 }
 
+TEST(Selector, HasTheSameBitsWhileKeysAge) {
+  SmallModel small = deep();
+  small.head = 32;
+  const auto model = load(small, ComputeMode::kDefault);
+  const std::vector<int32_t> ids = some_ids(70);
+  std::vector<std::string> policies = selectors(16);
+  policies.push_back("quest:budget=16,page=4 + knorm:budget=40,stride=16");
+  for (const std::string& policy : policies) {
+    SCOPED_TRACE(policy);
+    std::vector<std::vector<float>> all;
+    for (const auto& [chunk, threads, store] :
+         {std::tuple{512, 1, "contiguous"}, {7, 2, "paged:page=8"}, {1, 3, "virtual"}, {40, 2, "offloaded"}}) {
+      Context context(threads);
+      Session session = open(model, fmt::format("{} + kivi:bits=4,residual=6,group=8,stride=8 + {}", policy, store));
+      all.push_back(prompt_then_decode(session, ids, chunk, context));
+    }
+    for (const auto& logits : all) EXPECT_EQ(logits, all[0]);
+  }
+}
+
 TEST(Selector, ReadsLessThanItHolds) {
   const auto model = load(deep());
   Context context(2);
@@ -180,7 +200,7 @@ TEST(SelectiveReader, TellsEachHeadOfItsOwnNewKeys) {
   const auto model = load(SmallModel{});
   const auto mechanism = registry().make<Operator>(parse_spec("softmax:causal=true"));
   const std::vector<const Operator*> layers(2, mechanism.get());
-  SelectiveReader reader(model->graph(), {"telling", {}}, own, layers, true, 64, Isa::kAvx2);
+  SelectiveReader reader(model->graph(), {"telling", {}}, own, layers, true, Isa::kAvx2);
   KeyRun shorter, longer;
   shorter.count = 3, longer.count = 9;
   std::vector<KeyView> keys(2);

@@ -61,6 +61,7 @@ TEST(SessionState, GoesOnWithTheSameBits) {
 TEST(SessionState, GoesOnUnderEveryPolicy) {
   test::SmallModel small;
   small.layers = 5;
+  small.head = 32;
   const test::SmallModel::File file = small.file();
   Context context(2);
   const auto model = LanguageModel::load(file.path, ComputeMode::kDefault, context);
@@ -74,6 +75,8 @@ TEST(SessionState, GoesOnUnderEveryPolicy) {
                                        "quest:budget=16,page=4 + knorm:budget=30,stride=16",
                                        "recycled:budget=10,similarity=0.5 + snapkv:budget=20"};
   policies.push_back(policies[0] + " + h2o:budget=12,stride=16");
+  for (const char* kept : {"", "h2o:budget=20,stride=16 + ", "quest:budget=16,page=4 + ", "recycled:budget=10 + "})
+    policies.push_back(fmt::format("{}kivi:residual=4,group=8,stride=8", kept));
   for (const Entry* entry : registry().entries()) {
     if (entry->kind == Kind::kRetention)
       for (int stride : {0, 16}) policies.push_back(fmt::format("{}:budget=20,stride={}", entry->name, stride));

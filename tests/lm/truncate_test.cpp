@@ -129,6 +129,22 @@ TEST(Truncate, LeavesNoTraceUnderAnyPolicy) {
   }
 }
 
+TEST(Truncate, LeavesNoTraceWhileKeysAge) {
+  SmallModel small;
+  small.head = 32;
+  const auto model = load(small, ComputeMode::kDefault);
+  int went = 0;
+  for (const char* policy : {"kivi:bits=2,residual=4,group=8,stride=16",
+                             "h2o:budget=30,stride=16 + kivi:bits=4,residual=0,group=8,stride=8"})
+    for (unsigned seed = 1; seed <= 6; ++seed) went += walk(model, policy, seed);
+  EXPECT_GT(went, 0);
+  Context context(1);
+  Session session = open(model, "kivi:residual=4,group=8,stride=16");
+  session.prefill(some_ids(20), 64, Outputs::kNone, nullptr, context);
+  session.truncate(16);
+  expect_error(ErrorKind::kUnsupported, "coded anew: at most back to 16", [&] { session.truncate(15); });
+}
+
 TEST(Truncate, RefusesWhatCannotBeUndone) {
   const auto model = load(SmallModel{});
   Context context(1);

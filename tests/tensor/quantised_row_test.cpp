@@ -118,6 +118,99 @@ TEST(QuantisedRow, RandomBlocksFollowTheDefinition) {
   EXPECT_GT(compared, 2000 * 96 * 2 * 9 / 10);
 }
 
+// KIVI's section 3.1 in double: s and z of what is given, and each element by them.
+void expect_coded(const std::vector<float>& x, int bits, F16 scale, F16 offset, const std::vector<float>& read) {
+  const int levels = (1 << bits) - 1;
+  const auto [low, high] = std::minmax_element(x.begin(), x.end());
+  ASSERT_EQ(offset.bits, to_f16(*low).bits);
+  const double s = static_cast<double>(to_f32(scale)), z = static_cast<double>(to_f32(offset));
+  const double exact = (static_cast<double>(*high) - static_cast<double>(*low)) / levels;
+  ASSERT_NEAR(s, exact, exact * 0x1p-10 + 0x1p-24);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double v = static_cast<double>(x[i]), got = static_cast<double>(read[i]);
+    const double steps = s > 0 ? (v - z) / s : 0;
+    const double q = std::clamp(std::floor(steps + 0.5), 0.0, static_cast<double>(levels));
+    // Half a step, and what the rounding of z, of s (times q) and of the result lose.
+    const double loss = 0x1p-10 * (std::fabs(z) + levels * s) + 0x1p-23 * (std::fabs(v) + s) + 0x1p-24 * (levels + 1);
+    ASSERT_LE(std::fabs(got - v), s / 2 + loss) << "element " << i;
+    if (std::fabs(steps + 0.5 - std::round(steps + 0.5)) < 1e-4) continue;  // a tie: f32 decides
+    ASSERT_EQ(read[i], static_cast<float>(q * s + z)) << "element " << i;
+  }
+}
+
+TEST(QuantisedRow, OffsetsFollowTheDefinition) {
+  constexpr unsigned kSeed = 31;
+  SCOPED_TRACE(kSeed);
+  std::mt19937 random(kSeed);
+  std::normal_distribution<float> normal;
+  for (int trial = 0; trial < 500; ++trial) {
+    const size_t n = 32 * (1 + random() % 3), rows = 1 + random() % 40;
+    const float size = std::exp2(static_cast<float>(static_cast<int>(random() % 20) - 10)), mean = 3 * normal(random);
+    std::vector<float> x(rows * n);
+    for (float& v : x) v = size * (mean + normal(random));
+    for (const DType type : {DType::kQ4_1, DType::kQ2_1}) {
+      const std::vector<float> row(x.begin(), x.begin() + static_cast<int64_t>(n));
+      const auto codes = coded(row, type);
+      const auto read = decoded(codes, static_cast<int64_t>(n), type);
+      for (size_t b = 0; b < n / 32; ++b) {
+        F16 scale, offset;
+        const uint8_t* scales = codes.data() + n * static_cast<size_t>(code_bits(type)) / 8;
+        std::memcpy(&scale, scales + 2 * b, 2);
+        std::memcpy(&offset, scales + 2 * (n / 32 + b), 2);
+        auto block = [&](const std::vector<float>& v) {
+          return std::vector<float>(v.begin() + static_cast<int64_t>(32 * b),
+                                    v.begin() + static_cast<int64_t>(32 * b + 32));
+        };
+        expect_coded(block(row), code_bits(type), scale, offset, block(read));
+      }
+    }
+    for (const DType type : {DType::kQ4_C, DType::kQ2_C}) {
+      const int64_t width = static_cast<int64_t>(n), bytes = row_bytes(type, width);
+      std::vector<F16> scale(n), offset(n);
+      std::vector<uint8_t> codes(rows * static_cast<size_t>(bytes));
+      quantise_channels(x.data(), static_cast<int64_t>(rows), width, type, scale.data(), offset.data(), codes.data());
+      const RowRun run{codes.data(), bytes, type, scale.data(), offset.data()};
+      for (size_t c = 0; c < n; ++c) {
+        std::vector<float> given, read;
+        for (size_t r = 0; r < rows; ++r) {
+          given.push_back(x[r * n + c]);
+          read.push_back(element_of(run, static_cast<int64_t>(r), width, static_cast<int64_t>(c)));
+        }
+        expect_coded(given, code_bits(type), scale[c], offset[c], read);
+      }
+    }
+  }
+}
+
+// Equal numbers need no scale; what is not finite, or beyond f16, shows in its block, or channel, and in no other.
+TEST(QuantisedRow, ExtremesWithOffsets) {
+  constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const DType type : {DType::kQ4_1, DType::kQ2_1}) {
+    const std::vector<float> equal(32, -1.5f);
+    EXPECT_EQ(decoded(coded(equal, type), 32, type), equal);
+    for (const float bad : {kInf, -kInf, kNan, 1e7f, -3e38f}) {
+      std::vector<float> x(64, 1.0f);
+      x[17] = bad;
+      const auto back = decoded(coded(x, type), 64, type);
+      for (size_t i = 0; i < 64; ++i) EXPECT_EQ(std::isnan(back[i]), i < 32) << name_of(type) << " of " << bad;
+    }
+  }
+  for (const DType type : {DType::kQ4_C, DType::kQ2_C})
+    for (const float bad : {kInf, -kInf, kNan, 1e7f, -3e38f}) {
+      std::vector<float> x(3 * 32, 1.0f);
+      x[32 + 5] = bad;
+      std::vector<F16> scale(32), offset(32);
+      std::vector<uint8_t> codes(static_cast<size_t>(3 * row_bytes(type, 32)));
+      quantise_channels(x.data(), 3, 32, type, scale.data(), offset.data(), codes.data());
+      const RowRun run{codes.data(), row_bytes(type, 32), type, scale.data(), offset.data()};
+      for (int64_t r = 0; r < 3; ++r)
+        for (int64_t c = 0; c < 32; ++c) {
+          const float read = element_of(run, r, 32, c);
+          EXPECT_TRUE(c == 5 ? std::isnan(read) : read == 1) << bad << ", channel " << c;
+        }
+    }
+}
+
 // What rounds to no scale is 0; what is not finite, or beyond every scale, shows in its block and in no other.
 TEST(QuantisedRow, ExtremeBlocks) {
   constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();

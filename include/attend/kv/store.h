@@ -13,8 +13,11 @@ namespace attend {
 struct StoreShape {
   int layers, kv_heads;
   int64_t d, dv;
-  DType codec;          // type of stored keys and values
-  int64_t context = 0;  // most tokens that a sequence will hold, for stores that reserve addresses; 0: not known
+  DType codec;            // type of stored keys and values
+  int64_t context = 0;    // most tokens that a sequence will hold, for stores that reserve addresses; 0: not known
+  DType v_codec = codec;  // of values, where it is another
+  // A stage of a staged store (attend/kv/staged_store.h): rows come coded, in any type, and have no positions.
+  bool part = false;
 };
 
 // Not for use by two threads at once; stores that share memory (fork()) may each be used by a thread of their own.
@@ -28,7 +31,7 @@ struct Store : Component {
   // Appends keys that are coded already, of the store's codec, to one head. Errors as append().
   virtual void append_coded(int layer, int head, const KeyView& keys) = 0;
 
-  // Valid until the next append or keep on that layer.
+  // Valid until the next append, keep or settle on that layer.
   virtual KeyView keys(int layer, int head) const = 0;
 
   // Keeps the slots given (ascending) and gives memory back. Throws Error(kArgument), and Error(kMemory) where kept
@@ -38,6 +41,13 @@ struct Store : Component {
   // Keeps the first `count` slots and gives memory back: keep() of a prefix, but O(log keys) where no memory is freed.
   // Throws Error(kArgument).
   virtual void cut(int layer, int head, int64_t count) = 0;
+
+  // `tokens` of the text were seen: keys that the codec wants otherwise at their age are coded anew, at their slots.
+  // True if there were any. Errors as keep().
+  virtual bool settle(int64_t tokens) { return (void)tokens, false; }
+
+  // Attention is about to read this layer, to which keys were appended in another part of a staged store.
+  virtual void turn_to(int layer) { (void)layer; }
 
   virtual void clear() = 0;
 
@@ -53,8 +63,8 @@ struct StoreFactory : Component {
   virtual std::unique_ptr<Store> open(const StoreShape& shape) const = 0;
 };
 
-// Throws Error(kArgument) for a shape that is not positive, for a codec other than f32, f16, bf16, q8_0 and q4_0, and
-// for one of the last two with rows that are no multiples of 32 elements. What every make_*_store() does first.
+// Throws Error(kArgument) for a shape that is not positive, for a codec other than f32, f16, bf16, q8_0 and q4_0 where
+// it is no part, and for quantised rows that are no multiples of 32 elements. What every make_*_store() does first.
 void check_store_shape(const StoreShape& shape);
 
 // One growing buffer for each layer and head. Capacity follows use in steps of an eighth, at least 32 tokens, and is

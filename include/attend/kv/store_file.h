@@ -1,10 +1,11 @@
 #pragma once
 // A store written to a file and read back: header, positions and coded rows of each layer and kv head, checksum.
 //
-// Layout, little endian: "ATTENDKV", version u32 = 2, layers u32, kv_heads u32, codec u32 (DType), d i64, dv i64,
+// Layout, little endian: "ATTENDKV", version u32 = 3, layers u32, kv_heads u32, codec u32 (DType), d i64, dv i64,
 // tokens i64, model and policy each u32 bytes and text; then for each layer and head count i64, positions flag u8,
-// positions i32[count] if flagged (else slots), keys, values; then i64 bytes and what else belongs to it; then u64, the
-// checksum of all before it.
+// pieces u32, positions i32[count] if flagged (else slots), and each piece: types of keys and values, u8 each (DType),
+// rows i64, scales and offsets f16[d] each where keys are by channel, keys, values; then i64 bytes and what else
+// belongs to it; then u64, the checksum of all before it.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

@@ -6,6 +6,7 @@
 
 #include "attend/tensor/dtype.h"
 #include "attend/tensor/isa.h"
+#include "attend/tensor/key_view.h"
 
 namespace attend {
 
@@ -18,6 +19,9 @@ struct DenseKernels {
   // out[j * out_stride + c] = x[j * x_stride + c] as f32. Quantised rows are read whole: of `width` elements.
   void (*widen)(DType type, const void* x, int64_t x_stride, int64_t rows, int64_t width, float* out,
                 int64_t out_stride);
+  // The same for rows of a key view, whatever their type.
+  void (*pack_run)(const RowRun& x, int64_t keys, int64_t d, float* panel);
+  void (*widen_run)(const RowRun& x, int64_t rows, int64_t width, float* out, int64_t out_stride);
   // s[r * s_stride + j] = sum over ascending c of x[r * x_stride + c] * panel[c * 64 + j], all 64 columns.
   void (*dots)(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s,
                int64_t s_stride);

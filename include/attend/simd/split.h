@@ -39,7 +39,6 @@ struct SplitJob {
 
   // Keys: `cols` consecutive slots from `first_slot` on, all of one split.
   std::span<const KeyRun> runs;
-  DType k_type, v_type;
   int64_t first_slot;
   int cols;
   const int32_t* k_position;    // [cols], or null: first_position + column

@@ -1,18 +1,20 @@
 #pragma once
 // The chosen keys of one kv head as a view that kernels take: the stored runs cut to the chosen slots, or, where these
 // lie far apart, copies of them side by side. Slots are numbered anew from 0.
-#include <cstddef>
 #include <utility>
 #include <vector>
 
 #include "attend/sparse/selector.h"
 #include "attend/tensor/buffer.h"
+#include "attend/tensor/isa.h"
 #include "attend/tensor/key_view.h"
 
 namespace attend {
 
 class SelectedKeys {
  public:
+  SelectedKeys();
+
   // Throws Error(kMemory). `keys` must outlive the view.
   void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv);
 
@@ -20,11 +22,12 @@ class SelectedKeys {
   const KeyView& view() const { return view_; }
 
  private:
-  void gather(const KeyView& keys, int64_t count, int64_t d, int64_t dv);
+  void gather(int64_t count, int64_t d, int64_t dv);
 
   std::vector<KeyRun> runs_;
-  std::vector<std::pair<const std::byte*, const std::byte*>> row_;  // keys and values to gather
+  std::vector<std::pair<RowRun, RowRun>> row_;  // keys and values to gather
   Buffer rows_;
+  Isa isa_;  // that coded rows are read with: they read the same with any
   KeyView view_;
 };
 

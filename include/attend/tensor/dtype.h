@@ -7,13 +7,22 @@
 
 namespace attend {
 
-// The last two are rows of quantised blocks (attend/tensor/quantised_row.h): key views carry them, arrays can't.
-enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kBool, kQ8_0, kQ4_0 };
+// From kQ8_0 on: quantised rows (attend/tensor/quantised_row.h), which key views carry and arrays can't. The last two
+// are keys alone, whose scales and offsets lie beside them, one a channel.
+enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kBool, kQ8_0, kQ4_0, kQ4_1, kQ2_1, kQ4_C, kQ2_C };
 
 inline constexpr int64_t kQuantisedBlock = 32;  // elements that share a scale
 
 constexpr bool is_quantised(DType type) {
-  return type == DType::kQ8_0 || type == DType::kQ4_0;
+  return type >= DType::kQ8_0;
+}
+constexpr bool is_by_channel(DType type) {
+  return type == DType::kQ4_C || type == DType::kQ2_C;
+}
+// Bits of the integers of a quantised type.
+constexpr int code_bits(DType type) {
+  if (type == DType::kQ8_0) return 8;
+  return type == DType::kQ2_1 || type == DType::kQ2_C ? 2 : 4;
 }
 
 // Bytes of an element, which is what strides count in; 1 for quantised rows, whose strides are in bytes.
@@ -31,6 +40,10 @@ constexpr int64_t size_of(DType type) {
     case DType::kBool:
     case DType::kQ8_0:
     case DType::kQ4_0:
+    case DType::kQ4_1:
+    case DType::kQ2_1:
+    case DType::kQ4_C:
+    case DType::kQ2_C:
       return 1;
   }
   return 0;
@@ -38,14 +51,15 @@ constexpr int64_t size_of(DType type) {
 
 // Bytes of a row; of quantised types a multiple of 32 elements.
 constexpr int64_t row_bytes(DType type, int64_t elements) {
-  const int64_t scales = elements / kQuantisedBlock * 2;
-  if (type == DType::kQ8_0) return elements + scales;
-  if (type == DType::kQ4_0) return elements / 2 + scales;
-  return elements * size_of(type);
+  if (!is_quantised(type)) return elements * size_of(type);
+  const int64_t integers = elements * code_bits(type) / 8, blocks = elements / kQuantisedBlock;
+  if (is_by_channel(type)) return integers;
+  return integers + blocks * (type == DType::kQ4_1 || type == DType::kQ2_1 ? 4 : 2);
 }
 
 constexpr std::string_view name_of(DType type) {
-  constexpr std::string_view names[] = {"f32", "f16", "bf16", "f64", "i32", "i64", "bool", "q8_0", "q4_0"};
+  constexpr std::string_view names[] = {"f32",  "f16",  "bf16", "f64",  "i32",  "i64", "bool",
+                                        "q8_0", "q4_0", "q4_1", "q2_1", "q4_c", "q2_c"};
   return names[static_cast<int>(type)];
 }
 
