@@ -74,7 +74,9 @@ struct Box {
 
 class Drawing {
  public:
-  explicit Drawing(const Chart& chart) : chart_(chart), x_(axis_over(chart, true)), y_(axis_over(chart, false)) {
+  // `scripted`: with the values that a page's script shows.
+  Drawing(const Chart& chart, bool scripted)
+      : chart_(chart), scripted_(scripted), x_(axis_over(chart, true)), y_(axis_over(chart, false)) {
     x_.from = kLeft;
     x_.to = kWidth - kRight;
     y_.from = kHeight - kBottom;
@@ -141,12 +143,14 @@ class Drawing {
       const bool good = drawable(vx, chart_.log_x) && drawable(vy, chart_.log_y);
       if (good) {
         path += fmt::format("{}{:.1f} {:.1f}", pen_down ? "L" : "M", x_.at(vx), y_.at(vy));
-        values += fmt::format("{:.6g},{:.6g},{:.1f} ", vx, vy, x_.at(vx));
+        if (scripted_) values += fmt::format("{:.6g},{:.6g},{:.1f} ", vx, vy, x_.at(vx));
       }
       pen_down = good;
     }
-    out_ += fmt::format("<path class=\"line s{}\"{} data-name=\"{}\" data-values=\"{}\" d=\"{}\"/>\n", index % kColours,
-                        index >= kColours ? " stroke-dasharray=\"6 4\"" : "", escape_html(series.name), values, path);
+    const std::string data =
+        scripted_ ? fmt::format(" data-name=\"{}\" data-values=\"{}\"", escape_html(series.name), values) : "";
+    out_ += fmt::format("<path class=\"line s{}\"{}{} d=\"{}\"/>\n", index % kColours,
+                        index >= kColours ? " stroke-dasharray=\"6 4\"" : "", data, path);
   }
 
   void markers(size_t index) {
@@ -200,6 +204,7 @@ class Drawing {
   }
 
   const Chart& chart_;
+  bool scripted_;
   Axis x_, y_;
   std::vector<Box> taken_;
   bool named_all_ = true;
@@ -236,7 +241,7 @@ std::vector<double> axis_ticks(double low, double high, int wanted, bool logarit
 }
 
 std::string chart_html(const Chart& chart) {
-  Drawing drawing(chart);
+  Drawing drawing(chart, true);
   const std::string svg = drawing.svg();
   std::string legend;
   const bool named = std::all_of(chart.series.begin(), chart.series.end(), [](const Series& s) { return s.points; });
@@ -274,7 +279,7 @@ std::string chart_svg(const Chart& chart) {
     head +=
         fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\">{}</text>\n", kEdge, y += kRow, escape_html(chart.caption));
   const double top = y + kEdge / 2, height = top + kHeight + kEdge / 2;
-  Drawing drawing(chart);
+  Drawing drawing(chart, false);
   return fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" font-family=\"system-ui, sans-serif\" "
       "font-size=\"12\">\n<style>{2}{3}.title {{ fill: var(--ink); font-weight: 600; font-size: 15px; }}\n</style>\n"
