@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "attend/exact/rope.h"
+#include "attend/exact/weight_statistics.h"
 #include "attend/tensor/error.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
@@ -141,6 +142,16 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
   Partial sum = softmax_partial(sinks, rotation.softmax, {0, cut}, context, variant);
   merge(sum, softmax_partial(rest, rotation.softmax, {cut, kNoEnd}, context, variant), context);
   finish(sum, in.sink_logits, out, context);
+}
+
+void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
+                      const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles) {
+  Qkv keys = in;
+  if (keys.dv == 0) keys.dv = 1;  // no value is read
+  const Rotation rotation(keys, bases, factors, options, {}, {}, angles);
+  if (rotation.in_cache())
+    throw Error(ErrorKind::kUnsupported, kOp, "positions", "cache", "give no weights with a window and sinks");
+  add_weights(rotation.rotated(context), rotation.softmax, lse, to, context);
 }
 
 namespace {

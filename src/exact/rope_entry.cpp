@@ -90,6 +90,14 @@ class RopeMechanism : public AttentionOperator, public DividesFrequencies {
                             {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context, angles_of(in));
   }
 
+  bool gives_weights() const override {
+    return options_.positions == RopePositions::kText || options_.window == 0 || options_.sinks == 0;
+  }
+  void add_weights(const Tensors& in, const View& lse, const WeightPlaces& to, Context& context) const override {
+    rope_add_weights(inputs(in, 0), array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")},
+                     options_, lse, to, context, angles_of(in));
+  }
+
   std::vector<KeyRange> needed_from(int64_t position) const override {
     return exact::needed_from(position, {.window = options_.window, .sinks = options_.sinks});
   }

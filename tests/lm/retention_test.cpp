@@ -312,6 +312,30 @@ TEST(Retention, LeavesLocalLayersAlone) {
   EXPECT_EQ(session.bytes_read_next(), (5 * 6 + 4) * 2 * kKeyBytes);
 }
 
+TEST(Retention, RanksUnderTheRotaryMechanismAsUnderTheModelsOwn) {
+  Context context(2);
+  for (const char* architecture : {"llama", "gemma3"}) {
+    SmallModel small;
+    small.architecture = architecture;
+    const auto model = load(small);
+    for (const char* retention : {"h2o:budget=24,stride=16", "scissorhands:budget=24,stride=16", "snapkv:budget=24"}) {
+      SCOPED_TRACE(fmt::format("{} {}", architecture, retention));
+      Session own = open(model, retention), rotary = open(model, fmt::format("rope + {}", retention));
+      const std::vector<float> a = all_logits(own, some_ids(90), 37, context),
+                               b = all_logits(rotary, some_ids(90), 512, context);
+      double worst = 0, largest = 0;
+      for (size_t i = 0; i < a.size(); ++i) {
+        worst = std::max(worst, std::fabs(static_cast<double>(a[i]) - b[i]));
+        largest = std::max(largest, std::fabs(static_cast<double>(a[i])));
+      }
+      EXPECT_LE(worst, 1e-4 * largest);
+      for (int layer = 0; layer < static_cast<int>(model->graph().layers.size()); ++layer)
+        for (int head = 0; head < model->graph().layers[0].kv_heads; ++head)
+          EXPECT_EQ(own.kept_positions(layer, head), rotary.kept_positions(layer, head));
+    }
+  }
+}
+
 TEST(Allocator, SharesOutTheWholeBudget) {
   SmallModel small;
   small.layers = 4;
@@ -331,6 +355,7 @@ TEST(Allocator, SharesOutTheWholeBudget) {
 TEST(Policies, ThatCannotGoTogetherSayWhy) {
   const auto model = load(SmallModel{});
   expect_error(ErrorKind::kUnsupported, "dca does not give", [&] { open(model, "dca + h2o"); });
+  expect_error(ErrorKind::kUnsupported, "streaming does not give", [&] { open(model, "streaming + h2o"); });
   expect_error(ErrorKind::kUnsupported, "a retention that ranks keys", [&] { open(model, "pyramid"); });
   expect_error(ErrorKind::kSpec, "must be odd", [&] { open(model, "snapkv:kernel=4"); });
   expect_error(ErrorKind::kSpec, "at most one of a kind", [&] { open(model, "h2o + snapkv"); });

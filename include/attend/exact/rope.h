@@ -38,6 +38,7 @@
 #include "attend/exact/rope_options.h"
 #include "attend/exact/softmax.h"
 #include "attend/simd/row_ops.h"
+#include "attend/tensor/weight_places.h"
 
 namespace attend {
 
@@ -91,6 +92,11 @@ void rope_rotate(const View& x, const View& positions, const RopeAngles& angles,
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                     const AttnOut& out, Context& context, const RopeAngles* angles = nullptr,
                     const Variant& variant = {});
+
+// The weights that queries give to each key, as add_weights (attend/exact/weight_statistics.h); `lse` as rope_attention
+// gave it. Throws Error(kUnsupported) for cache positions with a window and sinks, whose weights come in two parts.
+void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
+                      const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles = nullptr);
 
 // As softmax_attention_backward (attend/exact/softmax.h), with respect to unrotated queries and keys: the gradients of
 // the rotated ones, turned back. `forward` holds both outputs of rope_attention for the same arguments. Bases and
