@@ -154,7 +154,8 @@ TEST_F(Compare, CountsWhatSelectedTokensRead) {
   const char* quest = "quest:budget=32,page=16,dense=0";
   const Comparison few = compare({"softmax", quest}, {.prompt = 118}),
                    more = compare({"softmax", quest}, {.prompt = 100});
-  EXPECT_LT(few.rows[1].bytes_read, 0.6 * few.rows[0].bytes_read);
+  // Bounds of pages fill whole vectors, which is much for heads as small as here.
+  EXPECT_LT(few.rows[1].bytes_read, 0.8 * few.rows[0].bytes_read);
   EXPECT_NEAR(few.rows[1].bytes_read, more.rows[1].bytes_read, 0.1 * more.rows[1].bytes_read);
 }
 
