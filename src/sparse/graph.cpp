@@ -38,7 +38,7 @@ class GraphIndex : public SelectorIndex {
     const int64_t first = keys.count() - queries.rows, width = shape_.group * shape_.d;
     const int64_t most = std::max<int64_t>(1, o_.queries / shape_.group);
     for (int64_t r = 0; r < queries.rows; ++r) {
-      const int64_t position = keys.position.empty() ? first + r : keys.position[static_cast<size_t>(first + r)];
+      const int64_t position = position_at(keys, first + r);
       if (position % head.every != 0) continue;
       const float* q = queries.q + r * queries.row_stride;
       head.queries.insert(head.queries.end(), q, q + width);
@@ -179,13 +179,9 @@ constexpr Entry kGraph = {
         "where a prompt of 2,048 tokens of SmolLM2 takes as many, so that it pays only where many tokens follow. Small "
         "budgets of long texts are its place: a search looks at about effort times degree keys.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      const int64_t keys = spec.integer("budget"), sinks = std::min(spec.integer("sinks"), keys / 4);
-      GraphOptions o{{keys, sinks, 0},
-                     spec.integer("degree"),
-                     spec.integer("effort"),
-                     spec.integer("queries"),
-                     spec.integer("dense")};
-      o.budget.recent = std::clamp<int64_t>(spec.integer("recent"), 1, std::max<int64_t>(1, (keys - sinks) * 2 / 3));
+      const GraphOptions o{Budget::with_window(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
+                           spec.integer("degree"), spec.integer("effort"), spec.integer("queries"),
+                           spec.integer("dense")};
       return std::make_unique<SelectorOf<GraphIndex, GraphOptions>>(o);
     },
     .aliases = kAliases};

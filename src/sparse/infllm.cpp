@@ -52,7 +52,7 @@ class InfLlmIndex : public SelectorIndex {
       }
       if (left < o_.budget.sinks) continue;
       const int64_t slot = slot_at(keys, left);
-      const bool there = position_at(keys, slot) == left;
+      const bool there = holds(keys, slot, left);
       if (there) read_keys(keys, slot, 1, d, shape_.isa, key.data());
       for (int64_t g = 0; g < group; ++g) {
         double& score = head.score[static_cast<size_t>(left % room * group + g)];
@@ -132,14 +132,9 @@ class InfLlmIndex : public SelectorIndex {
   };
   int64_t begin_of(int64_t block) const { return o_.budget.sinks + block * o_.block; }
 
-  static int64_t position_at(const KeyView& keys, int64_t slot) {
-    if (slot >= keys.count()) return -1;
-    return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];
-  }
-  // The first slot of a key from this position on.
-  static int64_t slot_at(const KeyView& keys, int64_t position) {
-    if (keys.position.empty()) return std::min(position, keys.count());
-    return std::lower_bound(keys.position.begin(), keys.position.end(), position) - keys.position.begin();
+  // Whether a slot holds the key of this position: it may have been dropped.
+  static bool holds(const KeyView& keys, int64_t slot, int64_t position) {
+    return slot < keys.count() && position_at(keys, slot) == position;
   }
   double dot(const float* key, const double* sum) const {
     double total = 0;
@@ -167,7 +162,7 @@ class InfLlmIndex : public SelectorIndex {
       int64_t count = 0;
       for (auto m = order.begin(); m != end; ++m) {
         const int64_t slot = slot_at(keys, begin + *m);
-        if (position_at(keys, slot) != begin + *m) continue;  // dropped
+        if (!holds(keys, slot, begin + *m)) continue;
         read_keys(keys, slot, 1, d, shape_.isa, key.data());
         for (size_t c = 0; c < mean.size(); ++c) mean[c] += key[c];
         ++count;
@@ -220,9 +215,8 @@ constexpr Entry kInfLlm = {
         "prompts are read densely, and far keys keep their positions, where the paper gives all of them the distance "
         "of the window's edge: this selector reads less, it does not stretch a model's context.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      const int64_t keys = spec.integer("budget"), sinks = std::min(spec.integer("sinks"), keys / 4);
-      InfLlmOptions o{{keys, sinks, 0}, spec.integer("block"), spec.integer("representatives"), spec.integer("dense")};
-      o.budget.recent = std::clamp<int64_t>(spec.integer("recent"), 1, std::max<int64_t>(1, (keys - sinks) * 2 / 3));
+      InfLlmOptions o{Budget::with_window(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
+                      spec.integer("block"), spec.integer("representatives"), spec.integer("dense")};
       o.block = std::clamp<int64_t>(o.block, 1, std::max<int64_t>(1, o.budget.left() / 2));
       o.representatives = std::min(o.representatives, o.block);
       return std::make_unique<SelectorOf<InfLlmIndex, InfLlmOptions>>(o);

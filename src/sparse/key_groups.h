@@ -19,8 +19,23 @@ struct Budget {
   static Budget of(int64_t keys, int64_t sinks, int64_t recent) {
     return {keys, std::min(sinks, keys / 4), std::clamp<int64_t>(recent, 1, std::max<int64_t>(1, keys / 2))};
   }
+  // Most of it is for the newest keys, as in local windows.
+  static Budget with_window(int64_t keys, int64_t sinks, int64_t recent) {
+    Budget budget{keys, std::min(sinks, keys / 4), 0};
+    budget.recent = std::clamp<int64_t>(recent, 1, std::max<int64_t>(1, (keys - budget.sinks) * 2 / 3));
+    return budget;
+  }
   int64_t left() const { return keys - sinks - recent; }
 };
+
+inline int64_t position_at(const KeyView& keys, int64_t slot) {
+  return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];
+}
+// The first slot of a key from this position on. O(log keys).
+inline int64_t slot_at(const KeyView& keys, int64_t position) {
+  if (keys.position.empty()) return std::min(position, keys.count());
+  return std::lower_bound(keys.position.begin(), keys.position.end(), position) - keys.position.begin();
+}
 
 // Vectors of d elements, side by side in panels.
 class VectorTable {

@@ -9,6 +9,7 @@
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
 #include "sparse/key_groups.h"
+#include "sparse/selector_of.h"
 
 namespace attend {
 namespace {
@@ -77,20 +78,19 @@ std::vector<int64_t> find_spans(const Band& band, int64_t rows, double threshold
 class LtriIndex : public SelectorIndex {
  public:
   LtriIndex(const SelectorShape& shape, const LtriOptions& options)
-      : shape_(shape),
-        o_(options),
-        kernels_(dense_kernels(shape.isa)),
-        heads_(static_cast<size_t>(shape.layers * shape.kv_heads)) {}
+      : shape_(shape), o_(options), kernels_(dense_kernels(shape.isa)), heads_(shape) {}
 
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
-    if (Head& head = at(layer, kv_head); from < head.slot.back()) locate(head, keys);
+    if (Head& head = heads_.at(layer, kv_head); from < head.slot.back()) locate(head, keys);
   }
 
   // Not to before the last block that fell into spans: its weights are lost.
-  bool can_cut(int layer, int kv_head, int64_t count) const override { return at(layer, kv_head).slot.back() <= count; }
+  bool can_cut(int layer, int kv_head, int64_t count) const override {
+    return heads_.at(layer, kv_head).slot.back() <= count;
+  }
 
   void save(int layer, int kv_head, StateWriter& out) const override {
-    const Head& head = at(layer, kv_head);
+    const Head& head = heads_.at(layer, kv_head);
     out.put(head.band.weights), out.put(head.ends), out.put(head.picks);
   }
   void load(int layer, int kv_head, const KeyView& keys, int64_t next, StateReader& in) override {
@@ -107,13 +107,13 @@ class LtriIndex : public SelectorIndex {
                          static_cast<int64_t>(head.picks.size()) == head.spans() * per_span());
     head.slot.resize(head.ends.size());
     locate(head, keys);
-    at(layer, kv_head) = std::move(head);
+    heads_.at(layer, kv_head) = std::move(head);
   }
 
   bool wants_queries(int layer) const override { return layer >= o_.dense_layers; }
 
   void queried(int layer, int kv_head, const KeyView& keys, const NewQueries& queries) override {
-    Head& head = at(layer, kv_head);
+    Head& head = heads_.at(layer, kv_head);
     const int64_t n = keys.count();
     if (head.band.weights.empty()) {
       prepare(head);
@@ -135,7 +135,7 @@ class LtriIndex : public SelectorIndex {
     const int64_t n = keys.count();
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
-    const Head& head = at(layer, kv_head);
+    const Head& head = heads_.at(layer, kv_head);
     const auto slots = [&](int64_t span) {
       return KeyRange{head.slot[static_cast<size_t>(span)], head.slot[static_cast<size_t>(span) + 1]};
     };
@@ -146,9 +146,7 @@ class LtriIndex : public SelectorIndex {
                             bytes_of(keys, {open, std::min(n, open + o_.span)}, shape_.d, 0);
   }
 
-  void clear() override {
-    for (Head& head : heads_) head = Head();
-  }
+  void clear() override { heads_.clear(); }
   int64_t bytes() const override {
     int64_t total = 0;
     for (const Head& h : heads_)
@@ -167,26 +165,11 @@ class LtriIndex : public SelectorIndex {
     VectorTable vectors;
     int64_t spans() const { return static_cast<int64_t>(ends.size()) - 1; }
   };
-  size_t index(int layer, int kv_head) const {
-    return static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head);
-  }
-  Head& at(int layer, int kv_head) { return heads_[index(layer, kv_head)]; }
-  const Head& at(int layer, int kv_head) const { return heads_[index(layer, kv_head)]; }
   int64_t per_span() const { return std::max<int64_t>(o_.vectors, 1); }
 
   void prepare(Head& head) const {
     head.vectors = VectorTable(shape_.d);
     head.band = {o_.block, o_.span, {}};
-  }
-
-  static int64_t position_at(const KeyView& keys, int64_t slot) {
-    return keys.position.empty() ? slot : keys.position[static_cast<size_t>(slot)];
-  }
-  // The first slot of a key from this position on.
-  static int64_t slot_at(const KeyView& keys, int64_t position) {
-    if (keys.position.empty()) return std::min(position, keys.count());
-    const auto found = std::lower_bound(keys.position.begin(), keys.position.end(), position);
-    return found - keys.position.begin();
   }
 
   // What rows [row, row + rows) of the queries, all in one block, gave to the keys before them.
@@ -287,19 +270,7 @@ class LtriIndex : public SelectorIndex {
   SelectorShape shape_;
   LtriOptions o_;
   const DenseKernels& kernels_;
-  std::vector<Head> heads_;
-};
-
-struct Ltri : Selector {
-  explicit Ltri(const LtriOptions& options) : o(options) {
-    // No token waits for its span longer than it is read.
-    o.block = std::min(o.block, o.budget.recent);
-    o.span = std::min(o.span, o.block);
-  }
-  std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
-    return std::make_unique<LtriIndex>(shape, o);
-  }
-  LtriOptions o;
+  PerHead<Head> heads_;
 };
 
 constexpr Option kOptions[] = {
@@ -334,7 +305,8 @@ constexpr Entry kLtri = {
     .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
     .notes =
         "The triangle's sum, its threshold, the suppression of what overlaps and retrieval by a vector a span are the "
-        "paper's. Here a triangle sums the weights of all heads that read a kv head, so each kv head has spans of its "
+        "paper's, as a summary and a reimplementation by others tell: its full text was not found. Here a triangle "
+        "sums the weights of all heads that read a kv head, so each kv head has spans of its "
         "own; t is `threshold` times the mean weight of the block's pairs no further apart than a span, since weights "
         "shrink as the text grows; blocks keep the map of weights small and make spans independent of chunks; what "
         "lies between triangles falls into spans, too. Left out: how the paper tells static from dynamic index "
@@ -343,9 +315,16 @@ constexpr Entry kLtri = {
         "on SmolLM2. The index takes "
         "4 d bytes a span; on SmolLM2, where spans have four tokens, a quarter of what keys and values take.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<Ltri>(LtriOptions{
-          Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")), spec.integer("block"),
-          spec.integer("span"), spec.integer("vectors"), spec.integer("dense"), spec.real("threshold")});
+      LtriOptions o{Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
+                    spec.integer("block"),
+                    spec.integer("span"),
+                    spec.integer("vectors"),
+                    spec.integer("dense"),
+                    spec.real("threshold")};
+      // No token waits for its span longer than it is read.
+      o.block = std::min(o.block, o.budget.recent);
+      o.span = std::min(o.span, o.block);
+      return std::make_unique<SelectorOf<LtriIndex, LtriOptions>>(o);
     }};
 
 }  // namespace

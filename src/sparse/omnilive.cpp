@@ -10,6 +10,7 @@
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
 #include "sparse/key_groups.h"
+#include "sparse/selector_of.h"
 
 namespace attend {
 namespace {
@@ -22,15 +23,14 @@ struct ClipOptions {
 class ClipIndex : public SelectorIndex {
  public:
   ClipIndex(const SelectorShape& shape, const ClipOptions& options)
-      : shape_(shape),
-        o_(options),
-        kernels_(dense_kernels(shape.isa)),
-        heads_(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads), Memory(shape.d)) {}
+      : shape_(shape), o_(options), kernels_(dense_kernels(shape.isa)), heads_(shape) {
+    clear();
+  }
 
   // A clip is remembered once it is whole.
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (layer < o_.dense_layers) return;
-    Memory& memory = at(layer, kv_head);
+    Memory& memory = heads_.at(layer, kv_head);
     const int64_t d = shape_.d, clips = keys.count() / o_.clip;
     memory.long_term.resize(clips);
     memory.short_term.resize(static_cast<size_t>(clips * o_.keep * d));
@@ -53,7 +53,7 @@ class ClipIndex : public SelectorIndex {
     const int64_t n = keys.count(), clips = n / o_.clip, d = shape_.d;
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
-    const Memory& memory = at(layer, kv_head);
+    const Memory& memory = heads_.at(layer, kv_head);
     std::vector<float> question(q, q + shape_.group * d);
     for (int64_t g = 0; g < shape_.group; ++g) {
       const float length = norm(q + g * d);
@@ -69,7 +69,7 @@ class ClipIndex : public SelectorIndex {
   }
 
   void clear() override {
-    for (Memory& memory : heads_) memory = Memory(shape_.d);
+    for (Memory& memory : heads_) memory = {VectorTable(shape_.d), {}};
   }
   int64_t bytes() const override {
     int64_t total = 0;
@@ -79,15 +79,10 @@ class ClipIndex : public SelectorIndex {
   }
 
  private:
-  struct Memory {  // of vectors of length 1, so that a product with a question of length 1 is a cosine
-    explicit Memory(int64_t d) : long_term(d) {}
+  struct Memory {                   // of vectors of length 1, so that a product with a question of length 1 is a cosine
     VectorTable long_term;          // a vector a clip
     std::vector<float> short_term;  // [clips, keep, d]
   };
-  Memory& at(int layer, int kv_head) {
-    return heads_[static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) + static_cast<size_t>(kv_head)];
-  }
-
   float norm(const float* x) const {
     float square = 0;
     for (int64_t c = 0; c < shape_.d; ++c) square += x[c] * x[c];
@@ -140,19 +135,7 @@ class ClipIndex : public SelectorIndex {
   SelectorShape shape_;
   ClipOptions o_;
   const DenseKernels& kernels_;
-  std::vector<Memory> heads_;
-};
-
-struct OmniLive : Selector {
-  explicit OmniLive(const ClipOptions& options) : o(options) {
-    // A clip that is not whole is among the newest keys, and one at least fits beside them.
-    o.clip = std::max<int64_t>(1, std::min({o.clip, o.budget.recent, o.budget.left()}));
-    o.keep = std::min(o.keep, o.clip);
-  }
-  std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const override {
-    return std::make_unique<ClipIndex>(shape, o);
-  }
-  ClipOptions o;
+  PerHead<Memory> heads_;
 };
 
 constexpr Option kOptions[] = {
@@ -197,9 +180,12 @@ constexpr Entry kOmniLive = {
         "are read exactly, not as their memory. A clip counts by the head of a group that wants it most. Clips are of "
         "slots; prompts are read densely.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<OmniLive>(
-          ClipOptions{Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
-                      spec.integer("clip"), spec.integer("keep"), spec.integer("shortlist"), spec.integer("dense")});
+      ClipOptions o{Budget::of(spec.integer("budget"), spec.integer("sinks"), spec.integer("recent")),
+                    spec.integer("clip"), spec.integer("keep"), spec.integer("shortlist"), spec.integer("dense")};
+      // A clip that is not whole is among the newest keys, and one at least fits beside them.
+      o.clip = std::max<int64_t>(1, std::min({o.clip, o.budget.recent, o.budget.left()}));
+      o.keep = std::min(o.keep, o.clip);
+      return std::make_unique<SelectorOf<ClipIndex, ClipOptions>>(o);
     }};
 
 }  // namespace

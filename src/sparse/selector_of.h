@@ -33,6 +33,8 @@ class PerHead {
   void clear() {
     for (T& each : all_) each = T();
   }
+  auto begin() { return all_.begin(); }
+  auto end() { return all_.end(); }
   auto begin() const { return all_.begin(); }
   auto end() const { return all_.end(); }
 

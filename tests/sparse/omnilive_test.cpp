@@ -7,42 +7,17 @@
 #include <set>
 
 #include "attend/simd/isa.h"
-#include "attend/sparse/selector.h"
 #include "attend/tensor/context.h"
-#include "attend/tensor/registry.h"
+#include "sparse/random_keys.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kD = 24;
-constexpr int kGroup = 3;
-
-std::vector<float> normal(int64_t n, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> draw;
-  std::vector<float> x(static_cast<size_t>(n));
-  for (float& e : x) e = draw(random);
-  return x;
-}
-
-struct Keys {
-  std::vector<float> rows;
-  KeyRun run;
-
-  Keys(int64_t n, uint64_t seed) : rows(normal(n * kD, seed)) {}
-  KeyView first(int64_t n) {
-    run = {.k = rows.data(), .v = rows.data(), .k_stride = kD, .v_stride = kD, .first_slot = 0, .count = n};
-    KeyView view;
-    view.runs = {&run, 1};
-    return view;
-  }
-};
-
-std::unique_ptr<SelectorIndex> open(const char* spec, Isa isa) {
-  return registry()
-      .make<Selector>(parse_spec(spec))
-      ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
-}
+using test::kD;
+using test::kGroup;
+using test::normal;
+using test::open_index;
+using test::RandomKeys;
 
 double cosine(const float* q, const std::vector<double>& x) {
   double xy = 0, xx = 0, yy = 0;
@@ -105,10 +80,10 @@ TEST(OmniLive, ReadsTheClipsMostLikeTheQuestion) {
       for (int64_t n : {65, 500, 999}) {
         SCOPED_TRACE(testing::Message() << name_of(info.isa) << " " << n << " keys, seed 5, keep " << keep
                                         << ", shortlist " << shortlist);
-        Keys keys(n, 5);
+        RandomKeys keys(n, 5);
         const std::string spec =
             fmt::format("omnilive:budget=64,clip=8,sinks=3,recent=17,dense=1,keep={},shortlist={}", keep, shortlist);
-        const auto index = open(spec.c_str(), info.isa);
+        const auto index = open_index(spec.c_str(), info.isa);
         for (int64_t seen = 0; seen < n; seen += 37) index->update(1, 1, keys.first(std::min(n, seen + 37)), seen);
         for (uint64_t seed = 0; seed < 5; ++seed) {
           const std::vector<float> q = normal(kGroup * kD, 100 + seed);
@@ -125,8 +100,8 @@ TEST(OmniLive, ReadsTheClipsMostLikeTheQuestion) {
 
 // A clip as long as the token itself: what is read are the keys of largest cosine.
 TEST(OmniLive, WithClipsOfOneTokenRanksKeys) {
-  Keys keys(300, 6);
-  const auto index = open("omnilive:budget=40,clip=1,keep=1,sinks=0,recent=1,dense=0", active_isa(Context(1)));
+  RandomKeys keys(300, 6);
+  const auto index = open_index("omnilive:budget=40,clip=1,keep=1,sinks=0,recent=1,dense=0", active_isa(Context(1)));
   index->update(0, 0, keys.first(300), 0);
   const std::vector<float> q = normal(kGroup * kD, 3);
   Selection selection;
@@ -138,9 +113,9 @@ TEST(OmniLive, WithClipsOfOneTokenRanksKeys) {
 TEST(OmniLive, FollowsKeysThatMovedOrWent) {
   const char* spec = "omnilive:budget=48,clip=8,recent=16,dense=0";
   const Isa isa = active_isa(Context(1));
-  Keys keys(600, 7), moved(300, 8);
+  RandomKeys keys(600, 7), moved(300, 8);
   for (int64_t j = 0; j < 300; ++j) std::copy_n(keys.rows.begin() + 2 * j * kD, kD, moved.rows.begin() + j * kD);
-  const auto index = open(spec, isa), fresh = open(spec, isa);
+  const auto index = open_index(spec, isa), fresh = open_index(spec, isa);
   index->update(0, 0, keys.first(600), 0);
   index->update(0, 0, moved.first(300), 0);
   ASSERT_TRUE(index->can_cut(0, 0, 203));

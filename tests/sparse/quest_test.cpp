@@ -7,41 +7,16 @@
 #include <random>
 
 #include "attend/simd/isa.h"
-#include "attend/sparse/selector.h"
-#include "attend/tensor/registry.h"
+#include "sparse/random_keys.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kD = 24;
-constexpr int kGroup = 3;
-
-std::vector<float> normal(int64_t n, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> draw;
-  std::vector<float> x(static_cast<size_t>(n));
-  for (float& e : x) e = draw(random);
-  return x;
-}
-
-struct Keys {
-  std::vector<float> rows;
-  KeyRun run;
-
-  explicit Keys(int64_t n) : rows(normal(n * kD, 5)) {}
-  KeyView first(int64_t n) {
-    run = {.k = rows.data(), .v = rows.data(), .k_stride = kD, .v_stride = kD, .first_slot = 0, .count = n};
-    KeyView view;
-    view.runs = {&run, 1};
-    return view;
-  }
-};
-
-std::unique_ptr<SelectorIndex> open(const char* spec, Isa isa) {
-  return registry()
-      .make<Selector>(parse_spec(spec))
-      ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
-}
+using test::kD;
+using test::kGroup;
+using test::normal;
+using test::open_index;
+using test::RandomKeys;
 
 // Each page's bound relative to that of the head's best page, of the head that wants it most; the last page's infinite.
 std::vector<double> relative_bounds(const std::vector<float>& k, int64_t n, const std::vector<float>& q, int64_t page) {
@@ -100,8 +75,8 @@ TEST(Quest, ReadsThePagesOfTheLargestBounds) {
     if (!info.usable) continue;
     for (int64_t n : {65, 500, 1000}) {
       SCOPED_TRACE(testing::Message() << name_of(info.isa) << " " << n << " keys");
-      Keys keys(n);
-      const auto index = open("quest:budget=64,page=16,dense=1,bounds=f32", info.isa);
+      RandomKeys keys(n, 5);
+      const auto index = open_index("quest:budget=64,page=16,dense=1,bounds=f32", info.isa);
       for (int64_t seen = 0; seen < n; seen += 37) index->update(1, 1, keys.first(std::min(n, seen + 37)), seen);
       for (uint64_t seed = 0; seed < 5; ++seed) {
         const std::vector<float> q = normal(kGroup * kD, 100 + seed);
@@ -118,7 +93,7 @@ TEST(Quest, ReadsThePagesOfTheLargestBounds) {
 // Bounds as bytes move outwards by at most a step, 1/255 of a channel's range, and so do those they are compared with.
 TEST(Quest, KeepsItsOrderToWithinAStepOfByteBounds) {
   constexpr int64_t kCount = 3000, kPage = 8;
-  Keys keys(kCount);
+  RandomKeys keys(kCount, 5);
   std::vector<double> step;
   for (int64_t c = 0; c < kD; ++c) {
     double low = INFINITY, high = -INFINITY;
@@ -131,8 +106,8 @@ TEST(Quest, KeepsItsOrderToWithinAStepOfByteBounds) {
   for (const IsaInfo& info : isa_list()) {
     if (!info.usable) continue;
     SCOPED_TRACE(name_of(info.isa));
-    const auto bytes = open("quest:budget=256,page=8,dense=0", info.isa);
-    const auto numbers = open("quest:budget=256,page=8,dense=0,bounds=f32", info.isa);
+    const auto bytes = open_index("quest:budget=256,page=8,dense=0", info.isa);
+    const auto numbers = open_index("quest:budget=256,page=8,dense=0,bounds=f32", info.isa);
     for (int64_t seen = 0; seen < kCount; seen += 113) {
       bytes->update(0, 0, keys.first(std::min(kCount, seen + 113)), seen);
       numbers->update(0, 0, keys.first(std::min(kCount, seen + 113)), seen);
@@ -169,9 +144,9 @@ TEST(Quest, KeepsItsOrderToWithinAStepOfByteBounds) {
 }
 
 TEST(Quest, ReadsEverythingWhereThatIsWithinTheBudget) {
-  Keys keys(100);
+  RandomKeys keys(100, 5);
   const std::vector<float> q = normal(kGroup * kD, 1);
-  const auto index = open("quest:budget=100,dense=1", Isa::kAvx2);
+  const auto index = open_index("quest:budget=100,dense=1", Isa::kAvx2);
   index->update(0, 0, keys.first(100), 0), index->update(1, 0, keys.first(100), 0);
   for (int layer : {0, 1}) {
     Selection selection;
@@ -185,9 +160,10 @@ TEST(Quest, ReadsEverythingWhereThatIsWithinTheBudget) {
 
 // After keys were dropped the index is that of the ones that stayed.
 TEST(Quest, FollowsKeysThatMoved) {
-  Keys keys(600), moved(300);
+  RandomKeys keys(600, 5), moved(300, 8);
   for (int64_t j = 0; j < 300; ++j) std::copy_n(keys.rows.begin() + 2 * j * kD, kD, moved.rows.begin() + j * kD);
-  const auto index = open("quest:budget=48,dense=0", Isa::kAvx2), fresh = open("quest:budget=48,dense=0", Isa::kAvx2);
+  const auto index = open_index("quest:budget=48,dense=0", Isa::kAvx2),
+             fresh = open_index("quest:budget=48,dense=0", Isa::kAvx2);
   index->update(0, 0, keys.first(600), 0);
   index->update(0, 0, moved.first(300), 0);
   fresh->update(0, 0, moved.first(300), 0);
