@@ -8,6 +8,7 @@
 #include "attend/exact/rope.h"
 #include "attend/exact/weight_statistics.h"
 #include "attend/tensor/error.h"
+#include "exact/keys_alone.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
 #include "exact/tasks.h"
@@ -146,8 +147,7 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
 
 void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                       const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles) {
-  Qkv keys = in;
-  if (keys.dv == 0) keys.dv = 1;  // no value is read
+  const Qkv keys = exact::keys_alone(in);
   const Rotation rotation(keys, bases, factors, options, {}, {}, angles);
   if (rotation.in_cache())
     throw Error(ErrorKind::kUnsupported, kOp, "positions", "cache", "give no weights with a window and sinks");

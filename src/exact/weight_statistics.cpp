@@ -10,6 +10,7 @@
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
 #include "exact/block_jobs.h"
+#include "exact/keys_alone.h"
 #include "exact/schedule.h"
 #include "exact/tasks.h"
 
@@ -177,12 +178,7 @@ bool keeps_scores(const exact::Problem& p, int64_t keys) {
 
 void add_weights(const Qkv& qkv, const SoftmaxOptions& options, const View& lse, const WeightPlaces& to,
                  Context& context, const Variant& variant) {
-  Qkv in = qkv;
-  // Values are not read: any width that their rows may have.
-  bool quantised = false;
-  for (const KeyView& keys : in.keys)
-    for (const KeyRun& run : keys.runs) quantised |= is_quantised(run.v_type);
-  if (!in.keys.empty()) in.dv = quantised ? kQuantisedBlock : 1;
+  const Qkv in = exact::keys_alone(qkv);
   const exact::Problem p = exact::check(in, options, kOp, variant);
   check(p, lse, to);
   context.throw_if_stopped();

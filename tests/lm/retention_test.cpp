@@ -317,8 +317,10 @@ TEST(Retention, RanksUnderTheRotaryMechanismAsUnderTheModelsOwn) {
   for (const char* architecture : {"llama", "gemma3"}) {
     SmallModel small;
     small.architecture = architecture;
+    small.head = 32;
     const auto model = load(small);
-    for (const char* retention : {"h2o:budget=24,stride=16", "scissorhands:budget=24,stride=16", "snapkv:budget=24"}) {
+    for (const char* retention : {"h2o:budget=24,stride=16", "scissorhands:budget=24,stride=16", "snapkv:budget=24",
+                                  "h2o:budget=24,stride=16 + q8_0"}) {
       SCOPED_TRACE(fmt::format("{} {}", architecture, retention));
       Session own = open(model, retention), rotary = open(model, fmt::format("rope + {}", retention));
       const std::vector<float> a = all_logits(own, some_ids(90), 37, context),
