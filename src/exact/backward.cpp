@@ -225,10 +225,6 @@ class Backward {
     const Keys& k = keys(task.batch, task.kv_head);
     BackwardJob job{};
     job.split = {.q = w.q,
-                 .compute = Compute::kF32,
-                 .score_scale = 1,
-                 .heads = 1,
-                 .tokens = 0,
                  .d = static_cast<int>(p_.d),
                  .dv = static_cast<int>(p_.dv),
                  .q_position = w.q_position,
@@ -239,31 +235,12 @@ class Backward {
                  .first_position = task.split.first_slot,
                  .visible = w.visible,
                  .mask = p_.variant.mask ? w.mask : nullptr,
-                 .mask_head_stride = 0,
                  .softcap = p_.softcap,
-                 .bias = nullptr,
-                 .bias_head_stride = 0,
                  .bias_token_stride = p_.bias.stride[2],
                  .bias_col_stride = p_.bias.stride[3],
                  .hook = p_.variant.score,
                  .batch = static_cast<int>(task.batch),
-                 .first_head = 0,
-                 .normalizer = p_.variant.normalizer,
-                 .weight = nullptr,
-                 .given_max = nullptr,
-                 .given_inverse = nullptr,
-                 .final_hook = nullptr,
-                 .sums_only = false,
-                 .statistics = nullptr,
-                 .attended = nullptr,
-                 .scores = nullptr,
-                 .scores_head_stride = 0,
-                 .scores_token_stride = 0,
-                 .max = nullptr,
-                 .sum = nullptr,
-                 .acc = nullptr,
-                 .acc_stride = 0,
-                 .scratch = nullptr};
+                 .normalizer = p_.variant.normalizer};
     job.score_slope = p_.variant.score_slope;
     job.weight = p_.variant.weight;
     job.lse = w.lse, job.delta = w.delta, job.dq = w.dq;

@@ -47,25 +47,6 @@ HWY_INLINE void add_transposed(const float* HWY_RESTRICT p, const float* HWY_RES
     for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
 }
 
-// f(std::integral_constant<int, rows>) for rows in 1..6.
-template <class F>
-HWY_INLINE void with_rows(int rows, F f) {
-  switch (rows) {
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    default:
-      return f(std::integral_constant<int, 1>());
-  }
-}
-
 // f(column, std::integral_constant<int, vectors>) over `width` floats, a multiple of 16.
 template <class F>
 HWY_INLINE void each_column_block(int64_t width, F f) {
@@ -204,7 +185,7 @@ class Backward {
       for (int g = 0; g < group_count(); ++g) {
         if (!groups_[g].touches(begin, begin + kPanelCols)) continue;
         const int r = g * kGroupRows;
-        with_rows(group_end(g) - r, [&](auto rows) {
+        for_rows(group_end(g) - r, [&](auto rows) {
           score_panel<rows(), kVecs>(x + r * width, width, panels + begin * width, kVecs * kLanes,
                                      row(strip, r) + begin, kStride);
         });
@@ -277,7 +258,7 @@ class Backward {
       const int r = g * kGroupRows;
       for (const Span& span : groups_[g])
         each_column_block(d_padded_, [&](int64_t c, auto vecs) {
-          with_rows(group_end(g) - r, [&](auto rows) {
+          for_rows(group_end(g) - r, [&](auto rows) {
             add_values<rows(), vecs(), false>(dots + r * kStride + span.begin, kStride,
                                               at(layout_.keys) + span.begin * d_padded_ + c, d_padded_,
                                               span.end - span.begin, job_.dq + r * d_padded_ + c, d_padded_);
@@ -299,7 +280,7 @@ class Backward {
       if (first < 0) continue;
       const int keys = std::min<int>(kGroupRows, static_cast<int>(kBackwardPositions) - j);
       each_column_block(padded, [&](int64_t c, auto vecs) {
-        with_rows(keys, [&](auto rows) {
+        for_rows(keys, [&](auto rows) {
           add_transposed<rows(), vecs()>(p + first * kStride + j, x + first * width + c, width, last - first,
                                          to + j * padded + c, padded);
         });

@@ -2,6 +2,7 @@
 // included.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 namespace attend {
 namespace HWY_NAMESPACE {
@@ -209,6 +210,25 @@ HWY_NOINLINE void pack_values(const T* HWY_RESTRICT values, int64_t stride, int6
     for (; c + kLanes <= dv; c += kLanes) hn::StoreU(load_f32(row + c), F32(), to + c);
     for (; c < dv; ++c) to[c] = scalar_f32(row[c]);
     for (; c < padded; ++c) to[c] = 0;
+  }
+}
+
+// f(std::integral_constant<int, rows>) for 1 <= rows <= 6.
+template <class F>
+HWY_INLINE void for_rows(int rows, F f) {
+  switch (rows) {
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    default:
+      return f(std::integral_constant<int, 1>());
   }
 }
 

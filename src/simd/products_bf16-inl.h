@@ -58,9 +58,12 @@ HWY_INLINE void multiply_pairs(const uint32_t* HWY_RESTRICT x, int64_t x_stride,
 class Bf16Products {
  public:
   Bf16Products(const SplitJob& job, int rows)
-      : job_(job), keys_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)), words_((job.d + 1) / 2) {
+      : job_(job),
+        keys_(job),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        padded_(padded_dv(job.dv)),
+        words_((job.d + 1) / 2) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    panels_ = reinterpret_cast<uint32_t*>(job.scratch + layout.panels);
     values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
     queries_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands);
     weights_ = queries_ + kBlockRows * static_cast<int64_t>(kMostWords);
@@ -79,19 +82,17 @@ class Bf16Products {
 
   void take_panel(int panel) {
     first_col_ = panel * kPanelCols;
-    panel_ = panels_ + (one_block_ ? 0 : panel * words_ * kPanelCols);
-    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
-    packed_panels_ |= uint64_t{1} << panel;
+    if (!panels_.take(panel, words_ * kPanelCols)) return;
     const int begin = first_col_, end = begin + kPanelCols;
-    if (end > job_.cols) std::fill_n(panel_, words_ * kPanelCols, 0u);
+    if (end > job_.cols) std::fill_n(panels_.at(), words_ * kPanelCols, 0u);
     keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
-      pack_pairs(k, stride, count, panel_ + (col - begin));
+      pack_pairs(k, stride, count, panels_.at() + (col - begin));
     });
   }
 
   void scores(int row, int rows, int begin, int end) const {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
-    const uint32_t *q = queries_ + row * words_, *panel = panel_ + begin;
+    const uint32_t *q = queries_ + row * words_, *panel = panels_.at() + begin;
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / 16, [&](auto vectors) {
@@ -299,13 +300,13 @@ class Bf16Products {
 
   const SplitJob& job_;
   JobKeys keys_;
-  uint32_t *panels_, *values_, *queries_, *weights_, *panel_ = nullptr;
+  Panels<uint32_t> panels_;
+  uint32_t *values_, *queries_, *weights_;
   const void** rows_;  // of values, by element; null where a pair has one key
   float *strip_ = nullptr, *acc_ = nullptr;
-  bool one_block_, dense_ = true;
+  bool dense_ = true;
   int odd_ = 0, first_col_ = 0;
   int64_t padded_, words_;
-  uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
   int16_t element_[kStripCols];
   DType types_[2 * kMostPairs + 2];  // of rows_

@@ -95,26 +95,7 @@ HWY_INLINE bool marked_hidden(float weight) {
   return std::bit_cast<uint32_t>(weight) == 0x80000000u;
 }
 
-// f(std::integral_constant<int, rows>) for 1 <= rows <= 6.
-template <class F>
-HWY_INLINE void for_rows(int rows, F f) {
-  switch (rows) {
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    default:
-      return f(std::integral_constant<int, 1>());
-  }
-}
-
-// The same for 1 to kVecs vectors.
+// f(std::integral_constant<int, vectors>) for 1 to kVecs vectors.
 template <class F>
 HWY_INLINE void for_vectors(int64_t vectors, F f) {
   if constexpr (kVecs == 4) {
@@ -125,18 +106,44 @@ HWY_INLINE void for_vectors(int64_t vectors, F f) {
   f(std::integral_constant<int, 1>());
 }
 
+// Where panels of packed keys lie: each in a place of its own, to be packed once, if several blocks of rows read them;
+// else all in one.
+template <class T>
+class Panels {
+ public:
+  Panels(std::byte* base, bool keep) : base_(reinterpret_cast<T*>(base)), keep_(keep) {}
+
+  // From now on at() is panel `index`, of `size` elements. Returns whether it has yet to be packed.
+  bool take(int index, int64_t size) {
+    at_ = base_ + (keep_ ? index * size : 0);
+    if (!keep_) return true;
+    const uint64_t bit = uint64_t{1} << index;
+    const bool is_new = (packed_ & bit) == 0;
+    packed_ |= bit;
+    return is_new;
+  }
+  T* at() const { return at_; }
+
+ private:
+  T *base_, *at_ = nullptr;
+  bool keep_;
+  uint64_t packed_ = 0;
+};
+
 // kRound: every operand is rounded to bf16 first, as Compute::kBF16 asks for.
 template <bool kRound>
 class F32Products {
  public:
   F32Products(const SplitJob& job, int rows)
-      : job_(job), keys_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)) {
+      : job_(job),
+        keys_(job),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    panels_ = reinterpret_cast<float*>(job.scratch + layout.panels);
     values_ = reinterpret_cast<float*>(job.scratch + layout.values);
     queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
-    const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && !one_block_) ? kVecs : 2;
+    const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     const bool narrow = job.dv % 16 != 0;
     pack_values_ = kRound || narrow || (rows >= kPackValuesRows && !keys_.plain_values());
@@ -159,24 +166,22 @@ class F32Products {
   // Packs a panel of keys, unless it is.
   void take_panel(int panel) {
     first_col_ = panel * panel_cols_;
-    panel_ = panels_ + (one_block_ ? 0 : panel * job_.d * panel_cols_);
-    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
-    packed_panels_ |= uint64_t{1} << panel;
+    if (!panels_.take(panel, job_.d * panel_cols_)) return;
     const int begin = first_col_, end = begin + panel_cols_;
     // Columns are read in groups of 16.
     const int last = std::min(end, job_.cols) - begin, padding = (last + 15) / 16 * 16 - last;
     if (padding > 0)
-      for (int64_t k = 0; k < job_.d; ++k) std::fill_n(panel_ + k * panel_cols_ + last, padding, 0.0f);
+      for (int64_t k = 0; k < job_.d; ++k) std::fill_n(panels_.at() + k * panel_cols_ + last, padding, 0.0f);
     keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
-      pack_keys(k, stride, count, job_.d, panel_ + (col - begin), panel_cols_);
+      pack_keys(k, stride, count, job_.d, panels_.at() + (col - begin), panel_cols_);
     });
-    if constexpr (kRound) round_to_bf16(panel_, job_.d * panel_cols_);
+    if constexpr (kRound) round_to_bf16(panels_.at(), job_.d * panel_cols_);
   }
 
   // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
   void scores(int row, int rows, int begin, int end) const {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
-    const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panel_ + begin;
+    const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / kLanes,
@@ -266,12 +271,12 @@ class F32Products {
 
   const SplitJob& job_;
   JobKeys keys_;
-  float *panels_, *values_, *queries_, *panel_ = nullptr, *strip_ = nullptr, *acc_ = nullptr;
+  Panels<float> panels_;
+  float *values_, *queries_, *strip_ = nullptr, *acc_ = nullptr;
   const float* q_ = nullptr;
-  bool one_block_, pack_values_;
+  bool pack_values_;
   int64_t padded_;
   int panel_cols_, first_col_ = 0;
-  uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
 };
 

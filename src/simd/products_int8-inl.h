@@ -58,9 +58,12 @@ HWY_INLINE void multiply_quads(const uint32_t* HWY_RESTRICT x, int64_t x_stride,
 class Int8Products {
  public:
   Int8Products(const SplitJob& job, int rows)
-      : job_(job), rows_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)), words_((job.d + 3) / 4) {
+      : job_(job),
+        rows_(job),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        padded_(padded_dv(job.dv)),
+        words_((job.d + 3) / 4) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    panels_ = reinterpret_cast<uint32_t*>(job.scratch + layout.panels);
     values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
     queries_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands);
     weights_ = queries_ + kBlockRows * kMostWords;
@@ -86,17 +89,15 @@ class Int8Products {
 
   void take_panel(int panel) {
     first_col_ = panel * kPanelCols;
-    panel_ = panels_ + (one_block_ ? 0 : panel * words_ * kPanelCols);
-    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
-    packed_panels_ |= uint64_t{1} << panel;
+    if (!panels_.take(panel, words_ * kPanelCols)) return;
     const int end = first_col_ + kPanelCols;
-    if (end > job_.cols) std::fill_n(panel_, words_ * kPanelCols, 0u);
+    if (end > job_.cols) std::fill_n(panels_.at(), words_ * kPanelCols, 0u);
     rows_.each_keys(first_col_, std::min(end, job_.cols), [&](const float* k, int64_t stride, int col, int count) {
       alignas(64) uint32_t bytes[16 * kMostWords];
       for (int r = 0; r < count; ++r) to_unsigned(k + r * stride, bytes + r * words_);
       // Words move as floats do: the transposition is the same.
       pack_keys(reinterpret_cast<const float*>(bytes), words_, count, words_,
-                reinterpret_cast<float*>(panel_ + (col - first_col_)), kPanelCols);
+                reinterpret_cast<float*>(panels_.at() + (col - first_col_)), kPanelCols);
     });
   }
 
@@ -105,7 +106,7 @@ class Int8Products {
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / 16, [&](auto vectors) {
-        multiply_quads<n, vectors, true>(queries_ + row * words_, words_, panel_ + begin, kPanelCols, words_,
+        multiply_quads<n, vectors, true>(queries_ + row * words_, words_, panels_.at() + begin, kPanelCols, words_,
                                          first_sum_ + row, query_scale_ + row, 1,
                                          rows_.key_scales() + first_col_ + begin, s, kStripCols);
       });
@@ -190,12 +191,11 @@ class Int8Products {
 
   const SplitJob& job_;
   QuantisedRows rows_;
-  uint32_t *panels_, *values_, *queries_, *weights_, *panel_ = nullptr;
+  Panels<uint32_t> panels_;
+  uint32_t *values_, *queries_, *weights_;
   float *strip_ = nullptr, *acc_ = nullptr;
-  bool one_block_;
   int64_t padded_, words_;
   int first_col_ = 0;
-  uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
   float query_scale_[kBlockRows];
   int32_t first_sum_[kBlockRows];

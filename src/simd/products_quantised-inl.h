@@ -237,9 +237,11 @@ class QuantisedRows {
 class QuantisedProducts {
  public:
   QuantisedProducts(const SplitJob& job, int rows)
-      : job_(job), rows_(job), one_block_(rows <= kBlockRows), padded_(padded_dv(job.dv)) {
+      : job_(job),
+        rows_(job),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    panels_ = reinterpret_cast<float*>(job.scratch + layout.panels);
     values_ = reinterpret_cast<float*>(job.scratch + layout.values);
     queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
   }
@@ -255,13 +257,11 @@ class QuantisedProducts {
 
   void take_panel(int panel) {
     first_col_ = panel * kPanelCols;
-    panel_ = panels_ + (one_block_ ? 0 : panel * job_.d * kPanelCols);
-    if (!one_block_ && (packed_panels_ >> panel & 1)) return;
-    packed_panels_ |= uint64_t{1} << panel;
+    if (!panels_.take(panel, job_.d * kPanelCols)) return;
     const int end = first_col_ + kPanelCols;
-    if (end > job_.cols) std::fill_n(panel_, job_.d * kPanelCols, 0.0f);
+    if (end > job_.cols) std::fill_n(panels_.at(), job_.d * kPanelCols, 0.0f);
     rows_.each_keys(first_col_, std::min(end, job_.cols), [&](const float* k, int64_t stride, int col, int count) {
-      pack_keys(k, stride, count, job_.d, panel_ + (col - first_col_), kPanelCols);
+      pack_keys(k, stride, count, job_.d, panels_.at() + (col - first_col_), kPanelCols);
     });
   }
 
@@ -270,8 +270,8 @@ class QuantisedProducts {
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / kLanes, [&](auto vectors) {
-        score_panel<n, vectors>(queries_ + static_cast<int64_t>(row) * job_.d, job_.d, panel_ + begin, kPanelCols, s,
-                                kStripCols);
+        score_panel<n, vectors>(queries_ + static_cast<int64_t>(row) * job_.d, job_.d, panels_.at() + begin, kPanelCols,
+                                s, kStripCols);
       });
     });
     const F32 d;
@@ -352,11 +352,10 @@ class QuantisedProducts {
 
   const SplitJob& job_;
   QuantisedRows rows_;
-  float *panels_, *values_, *queries_, *panel_ = nullptr, *strip_ = nullptr, *acc_ = nullptr;
-  bool one_block_;
+  Panels<float> panels_;
+  float *values_, *queries_, *strip_ = nullptr, *acc_ = nullptr;
   int64_t padded_;
   int first_col_ = 0;
-  uint64_t packed_panels_ = 0;
   uint32_t packed_values_ = 0;
   float query_scale_[kBlockRows];
   float sums_[kGroupRows * 512];

@@ -8,11 +8,10 @@
 // P(i) is the query's position; j stands for the key's position.
 //
 // Source   Dao et al. 2022, arXiv:2205.14135, Algorithm 1 (tiles, online softmax); Shazeer 2019, arXiv:1911.02150
-// (query
-//          heads that share keys); Xiao et al. 2023, arXiv:2309.17453, section 3.2 (sinks and window).
+//          (query heads that share keys); Xiao et al. 2023, arXiv:2309.17453, section 3.2 (sinks and window).
 //          Differs: the running maximum advances once every 512 positions, so that results don't depend on tiling.
-// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]   lse
-// [B,Hq,Tq]
+// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16
+//          -> out [B,Hq,Tq,Dv]   lse [B,Hq,Tq]
 //          1 <= D, Dv <= 512; Hq a multiple of Hkv; query head h reads kv head h / (Hq / Hkv)
 // Cost     2 (D + Dv) flops for each visible pair; memory O(threads * 512 (D + Dv)), never Tq * Tk
 // Empty    a query that sees no key gets out = 0 and lse = -inf
@@ -89,10 +88,9 @@ struct AttnGrad {
 // Writes `grad_in`. `forward` holds both outputs of softmax_attention for the same arguments.
 //
 // Source   Dao et al. 2022, arXiv:2205.14135, Algorithm 4: scores are computed again, a tile at a time.
-// Cost     2 (3 D + 2 Dv) flops for each visible pair; memory O(threads * (256 (4 D + 4 Dv) + 96 * 816)) and one float
-// a
-//          query. Threads take splits of 256 positions; sums over splits and heads are in ascending order, so the bits
-//          do not depend on the number of threads.
+// Cost     2 (3 D + 2 Dv) flops for each visible pair; memory O(threads * (256 (4 D + 4 Dv) + 96 * 816)) and one
+//          float a query. Threads take splits of 256 positions; sums over splits and heads are in ascending order, so
+//          the bits do not depend on the number of threads.
 // Errors   as softmax_attention; Error(kArgument) also for inputs that are key views, and for variants that are no
 //          softmax, have final weights, or a score hook without its slope.
 // Numerics |grad - reference| <= bound::softmax_dq(...) and its neighbours.

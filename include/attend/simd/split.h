@@ -31,51 +31,51 @@ struct ColumnRanges {
 
 struct SplitJob {
   // Queries: heads x tokens rows, head-major, [rows, d] dense, scaled already if compute is f32.
-  const float* q;
-  Compute compute;
-  float score_scale;  // multiplies scores where compute is not f32; queries are not scaled then
-  int heads, tokens, d, dv;
-  const int32_t* q_position;  // [tokens]; for hooks
+  const float* q = nullptr;
+  Compute compute = Compute::kF32;
+  float score_scale = 1;  // multiplies scores where compute is not f32; queries are not scaled then
+  int heads = 1, tokens = 0, d = 0, dv = 0;
+  const int32_t* q_position = nullptr;  // [tokens]; for hooks
 
   // Keys: `cols` consecutive slots from `first_slot` on, all of one split.
-  std::span<const KeyRun> runs;
-  int64_t first_slot;
-  int cols;
-  const int32_t* k_position;    // [cols], or null: first_position + column
-  int64_t first_position;       // of column 0
-  const ColumnRanges* visible;  // [tokens]
-  const uint64_t* mask;         // [tokens, 8], a bit a column: also hidden where it is 0; null: none
-  int64_t mask_head_stride;     // words; 0 where heads share it
+  std::span<const KeyRun> runs = {};
+  int64_t first_slot = 0;
+  int cols = 0;
+  const int32_t* k_position = nullptr;    // [cols], or null: first_position + column
+  int64_t first_position = 0;             // of column 0
+  const ColumnRanges* visible = nullptr;  // [tokens]
+  const uint64_t* mask = nullptr;         // [tokens, 8], a bit a column: also hidden where it is 0; null: none
+  int64_t mask_head_stride = 0;           // words; 0 where heads share it
 
   // Scores.
-  float softcap;      // 0: none
-  const float* bias;  // of head 0, token 0, column 0; null: none
-  int64_t bias_head_stride, bias_token_stride, bias_col_stride;
-  const Hook* hook;  // null: none
-  int batch, first_head;
+  float softcap = 0;            // 0: none
+  const float* bias = nullptr;  // of head 0, token 0, column 0; null: none
+  int64_t bias_head_stride = 0, bias_token_stride = 0, bias_col_stride = 0;
+  const Hook* hook = nullptr;  // null: none
+  int batch = 0, first_head = 0;
 
   // Weights.
-  Normalizer normalizer;
-  const Hook* weight;  // softmax: p <- f(p) once the sum is taken, f linear in p; else p = f(s)
+  Normalizer normalizer = Normalizer::kSoftmax;
+  const Hook* weight = nullptr;  // softmax: p <- f(p) once the sum is taken, f linear in p; else p = f(s)
   // A second pass over the keys: weights are normalised by what the first one found, p = exp(s - given_max) *
   // given_inverse or f(s) * given_inverse, and `final_hook`, if any, maps them. [rows], or null in the first pass.
-  const float *given_max, *given_inverse;
-  const Hook* final_hook;
-  bool sums_only;  // acc is not computed
+  const float *given_max = nullptr, *given_inverse = nullptr;
+  const Hook* final_hook = nullptr;
+  bool sums_only = false;  // acc is not computed
   // Statistics of the rows' weights join those at [head * kSplitPositions + column], in ascending order of rows; null:
   // none. In units of what normalises them, so in a second pass. `attended`: [rows], the weight above which a key is.
-  const KeyStatistics* statistics;
-  const float* attended;
+  const KeyStatistics* statistics = nullptr;
+  const float* attended = nullptr;
   // Scores as the normaliser takes them, -inf where hidden, at [head * head_stride + token * token_stride + column] for
   // columns that some row sees; null: they are not kept.
-  float* scores;
-  int64_t scores_head_stride, scores_token_stride;
+  float* scores = nullptr;
+  int64_t scores_head_stride = 0, scores_token_stride = 0;
 
   // Results, one row after another; acc rows are padded to a multiple of 16.
-  float *max, *sum, *acc;
-  int64_t acc_stride;
+  float *max = nullptr, *sum = nullptr, *acc = nullptr;
+  int64_t acc_stride = 0;
 
-  std::byte* scratch;  // split_scratch_bytes(d, dv)
+  std::byte* scratch = nullptr;  // split_scratch_bytes(d, dv)
 };
 
 // Rows of a finished part of the softmax; the empty one has max -inf, sum 0, acc 0.
