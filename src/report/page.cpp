@@ -11,7 +11,7 @@ constexpr std::string_view kStyle = R"css(
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 980px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0; letter-spacing: -0.01em; }
 h2 { font-size: 18px; margin: 40px 0 8px; }
 p { margin: 10px 0; max-width: 76ch; }
@@ -22,7 +22,7 @@ pre { background: var(--raised); border: 1px solid var(--rule); border-radius: 8
 .scroll { overflow-x: auto; margin: 20px 0; background: var(--raised); border: 1px solid var(--rule);
   border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 14px; text-align: right; white-space: nowrap; }
+th, td { padding: 8px 11px; text-align: right; white-space: nowrap; }
 th { font-weight: 500; font-size: 13px; color: var(--soft); border-bottom: 1px solid var(--rule); }
 th[title] { text-decoration: underline dotted var(--axis); text-underline-offset: 4px; cursor: help; }
 tbody tr + tr td { border-top: 1px solid var(--rule); }
