@@ -89,6 +89,9 @@ TEST(SameBits, SmollmQuantisedKeysAndWindow) {
 TEST(SameBits, SmollmAgingKeys) {
   check(test::kSmollmFile, "softmax + kivi:bits=2,residual=8,group=16,stride=16", 90);
 }
+TEST(SameBits, SmollmKeysOnAStaircase) {
+  check(test::kSmollmFile, "softmax + saq:full=8,eight=16,four=32,group=8,stride=8", 120);
+}
 // Keys out of sight must not be coded with those in sight, whenever they go.
 TEST(SameBits, SmollmAgingKeysAndWindow) {
   check(test::kSmollmFile, "softmax:window=40,sinks=3 + kivi:bits=4,residual=5,group=32,stride=24", 150);
