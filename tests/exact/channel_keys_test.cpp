@@ -8,10 +8,9 @@
 
 #include "attend/exact/weight_statistics.h"
 #include "attend/simd/key_rows.h"
-#include "attend/tensor/npy.h"
 #include "attend/tensor/quantised_row.h"
-#include "attend/tensor/registry.h"
 #include "exact/call.h"
+#include "exact/key_reader.h"
 #include "support/expect_error.h"
 
 namespace attend {
@@ -156,58 +155,27 @@ TEST(ChannelKeys, WhatIsNotFiniteShowsWhereItIsSeen) {
 }
 
 TEST(ChannelKeys, EveryMechanismThatReadsKeyViewsReadsThem) {
-  constexpr unsigned kSeed = 13;
-  std::mt19937_64 random(kSeed);
-  std::normal_distribution<float> normal;
   int reading = 0;
-  for (const Entry* entry : registry().entries()) {
-    if (entry->kind != Kind::kMechanism) continue;
-    SCOPED_TRACE(fmt::format("{}, seed {}", entry->name, kSeed));
-    const Spec spec = registry().complete(Spec{std::string(entry->name), {}});
-    for (const Sizes sizes : {Sizes{1, 4, 2, 5, 90, 64, 64}, Sizes{1, 2, 2, 90, 90, 64, 64}}) {
-      if (entry->refuses && !entry->refuses(spec, sizes).empty()) continue;
-      std::map<std::string, Array, std::less<>> arrays;
-      Tensors in, out;
-      for (const Port& port : entry->in) {
-        if (!port.required || port.name == "k" || port.name == "v") continue;
-        int rank = 0;
-        const Shape shape = port_shape(*entry, port, spec, sizes, rank);
-        const View& view = arrays.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
-        const bool ranged = port.low < port.high;
-        std::uniform_real_distribution<float> uniform(static_cast<float>(port.low), static_cast<float>(port.high));
-        for (int64_t i = 0; i < view.count(); ++i) view.as<float>()[i] = ranged ? uniform(random) : normal(random);
-        in[std::string(port.name)] = view;
-      }
-      Array result = make_array(DType::kF32, 4, {sizes.b, sizes.hq, sizes.tq, sizes.dv});
-      out["out"] = result.view;
-      const auto op = registry().make<Operator>(spec);
-      auto run = [&](std::span<const KeyView> views) {
-        Tensors all = in;
-        all["k"] = views;
-        Context context(2);
-        op->forward(all, out, Form::kAny, context);
-        return std::vector<float>(result.view.as<float>(), result.view.as<float>() + result.view.count());
-      };
-      std::vector<float> k(static_cast<size_t>(sizes.hkv * sizes.tk * sizes.d)), v(k.size());
-      for (float& x : k) x = normal(random);
-      for (float& x : v) x = normal(random);
-      const CodedCall coded(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, 4, 70, kGroups[1]);
-      std::vector<KeyRun> runs;
-      std::vector<KeyView> plain;
-      for (int64_t h = 0; h < sizes.hkv; ++h)
-        runs.push_back(
-            {k.data() + h * sizes.tk * sizes.d, v.data() + h * sizes.tk * sizes.dv, sizes.d, sizes.dv, 0, sizes.tk});
-      for (const KeyRun& r : runs) plain.push_back({{&r, 1}, {}});
-      std::vector<float> expected;
-      try {
-        expected = run(plain);
-      } catch (const Error&) {
-        continue;  // no key views, or none at these sizes
-      }
-      ++reading;
-      EXPECT_EQ(run(coded.views), expected);
+  test::each_mechanism(13, {{1, 4, 2, 5, 90, 64, 64}, {1, 2, 2, 90, 90, 64, 64}}, [&](test::KeyReader& reader) {
+    const Sizes& sizes = reader.sizes;
+    std::vector<float> k = reader.normal(sizes.hkv * sizes.tk * sizes.d),
+                       v = reader.normal(sizes.hkv * sizes.tk * sizes.dv);
+    const CodedCall coded(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, 4, 70, kGroups[1]);
+    std::vector<KeyRun> runs;
+    std::vector<KeyView> plain;
+    for (int64_t h = 0; h < sizes.hkv; ++h)
+      runs.push_back(
+          {k.data() + h * sizes.tk * sizes.d, v.data() + h * sizes.tk * sizes.dv, sizes.d, sizes.dv, 0, sizes.tk});
+    for (const KeyRun& r : runs) plain.push_back({{&r, 1}, {}});
+    std::vector<float> expected;
+    try {
+      expected = reader.run(plain);
+    } catch (const Error&) {
+      return;  // no key views, or none at these sizes
     }
-  }
+    ++reading;
+    EXPECT_EQ(reader.run(coded.views), expected);
+  });
   EXPECT_GE(reading, 10) << "softmax and what is made of it";
 }
 

@@ -4,10 +4,9 @@
 #include <cstring>
 #include <limits>
 
-#include "attend/tensor/npy.h"
 #include "attend/tensor/quantised_row.h"
-#include "attend/tensor/registry.h"
 #include "exact/call.h"
+#include "exact/key_reader.h"
 #include "support/expect_error.h"
 
 namespace attend {
@@ -129,54 +128,25 @@ TEST(QuantisedKeys, WhatIsNotFiniteShowsWhereItIsSeen) {
 
 // Whatever reads views of f32 keys reads quantised ones, or says in one line why not.
 TEST(QuantisedKeys, EveryMechanismThatReadsKeyViewsReadsThem) {
-  constexpr unsigned kSeed = 11;
-  std::mt19937_64 random(kSeed);
-  std::normal_distribution<float> normal;
   int reading = 0;
-  for (const Entry* entry : registry().entries()) {
-    if (entry->kind != Kind::kMechanism) continue;
-    SCOPED_TRACE(fmt::format("{}, seed {}", entry->name, kSeed));
-    const Spec spec = registry().complete(Spec{std::string(entry->name), {}});
-    for (const Sizes sizes : {Sizes{1, 4, 2, 5, 70, 64, 64}, Sizes{1, 2, 2, 70, 70, 64, 64}}) {
-      if (entry->refuses && !entry->refuses(spec, sizes).empty()) continue;
-      std::map<std::string, Array, std::less<>> arrays;
-      Tensors in, out;
-      for (const Port& port : entry->in) {
-        if (!port.required || port.name == "k" || port.name == "v") continue;
-        int rank = 0;
-        const Shape shape = port_shape(*entry, port, spec, sizes, rank);
-        const View& view = arrays.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
-        const bool ranged = port.low < port.high;
-        std::uniform_real_distribution<float> uniform(static_cast<float>(port.low), static_cast<float>(port.high));
-        for (int64_t i = 0; i < view.count(); ++i) view.as<float>()[i] = ranged ? uniform(random) : normal(random);
-        in[std::string(port.name)] = view;
+  test::each_mechanism(11, {{1, 4, 2, 5, 70, 64, 64}, {1, 2, 2, 70, 70, 64, 64}}, [&](test::KeyReader& reader) {
+    const Sizes& sizes = reader.sizes;
+    auto run = [&](std::vector<float> k, std::vector<float> v, DType type) {
+      return reader.run(Views(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, type, type).views);
+    };
+    std::vector<float> k = reader.normal(sizes.hkv * sizes.tk * sizes.d),
+                       v = reader.normal(sizes.hkv * sizes.tk * sizes.dv);
+    for (DType type : kTypes) {
+      const Views coded(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, type, type);  // k and v now hold the numbers
+      try {
+        run(k, v, DType::kF32);
+      } catch (const Error&) {
+        return;  // no key views, or none at these sizes
       }
-      Array result = make_array(DType::kF32, 4, {sizes.b, sizes.hq, sizes.tq, sizes.dv});
-      out["out"] = result.view;
-      const auto op = registry().make<Operator>(spec);
-      auto run = [&](std::vector<float> k, std::vector<float> v, DType type) {
-        const Views views(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, type, type);
-        Tensors all = in;
-        all["k"] = std::span<const KeyView>(views.views);
-        Context context(2);
-        op->forward(all, out, Form::kAny, context);
-        return std::vector<float>(result.view.as<float>(), result.view.as<float>() + result.view.count());
-      };
-      std::vector<float> k(static_cast<size_t>(sizes.hkv * sizes.tk * sizes.d)), v(k.size());
-      for (float& x : k) x = normal(random);
-      for (float& x : v) x = normal(random);
-      for (DType type : kTypes) {
-        const Views coded(k, v, sizes.hkv, sizes.tk, sizes.d, sizes.dv, type, type);  // k and v now hold the numbers
-        try {
-          run(k, v, DType::kF32);
-        } catch (const Error&) {
-          break;  // no key views, or none at these sizes
-        }
-        ++reading;
-        EXPECT_EQ(run(k, v, DType::kF32), run(k, v, type)) << name_of(type);
-      }
+      ++reading;
+      EXPECT_EQ(run(k, v, DType::kF32), run(k, v, type)) << name_of(type);
     }
-  }
+  });
   EXPECT_GE(reading, 10) << "softmax and what is made of it";
 }
 

@@ -3,25 +3,18 @@
 // holds no more than that, however long the stream is.
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "attend/exact/softmax.h"
 #include "attend/kv/retention.h"
 #include "attend/kv/store.h"
 #include "attend/tensor/registry.h"
+#include "support/normal.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kFrames = 120, kWarmUp = 8, kWindow = 16, kHeads = 2, kD = 32;
+using test::normal;
 
-std::vector<float> normal(int64_t n, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> draw;
-  std::vector<float> x(static_cast<size_t>(n));
-  for (float& e : x) e = draw(random);
-  return x;
-}
+constexpr int64_t kFrames = 120, kWarmUp = 8, kWindow = 16, kHeads = 2, kD = 32;
 
 // Of one pixel: [heads, frames, D].
 struct Stream {

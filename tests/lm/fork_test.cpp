@@ -35,12 +35,7 @@ TEST(Fork, GoesOnAloneUnderEveryPolicyAndStore) {
                                        "adakv + snapkv:budget=20,observe=6",
                                        "pyramid:beta=3 + h2o:budget=20,stride=16",
                                        "quest:budget=16,page=4 + knorm:budget=30,stride=16"};
-  for (const Entry* entry : registry().entries()) {
-    if (entry->kind == Kind::kRetention) policies.push_back(fmt::format("{}:budget=20,stride=16", entry->name));
-    if (entry->kind == Kind::kSelector)
-      policies.push_back(entry->name == "magicpig" ? "magicpig:sinks=2,recent=5,bits=4,tables=6"
-                                                   : fmt::format("{}:budget=12", entry->name));
-  }
+  test::add_budgeted_policies({16}, policies);
   Context context(2);
   auto prepare = [&](Session& session) {
     session.prefill(some_ids(37), 16, Outputs::kNone, nullptr, context);

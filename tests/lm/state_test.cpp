@@ -77,13 +77,7 @@ TEST(SessionState, GoesOnUnderEveryPolicy) {
   policies.push_back(policies[0] + " + h2o:budget=12,stride=16");
   for (const char* kept : {"", "h2o:budget=20,stride=16 + ", "quest:budget=16,page=4 + ", "recycled:budget=10 + "})
     policies.push_back(fmt::format("{}kivi:residual=4,group=8,stride=8", kept));
-  for (const Entry* entry : registry().entries()) {
-    if (entry->kind == Kind::kRetention)
-      for (int stride : {0, 16}) policies.push_back(fmt::format("{}:budget=20,stride={}", entry->name, stride));
-    if (entry->kind == Kind::kSelector)
-      policies.push_back(entry->name == "magicpig" ? "magicpig:sinks=2,recent=5,bits=4,tables=6"
-                                                   : fmt::format("{}:budget=12", entry->name));
-  }
+  test::add_budgeted_policies({0, 16}, policies);
   auto open = [&](const std::string& policy) {
     return Session(model, model_policy(policy, model->compute(), registry()), registry());
   };

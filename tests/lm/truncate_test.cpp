@@ -115,13 +115,7 @@ TEST(Truncate, LeavesNoTraceUnderAnyPolicy) {
                                        "softmax:window=50 + knorm:budget=24,stride=24",
                                        "quest:budget=16,page=4 + knorm:budget=30,stride=16",
                                        "recycled:budget=10 + snapkv:budget=20"};
-  for (const Entry* entry : registry().entries()) {
-    if (entry->kind == Kind::kRetention)
-      for (int stride : {0, 16}) policies.push_back(fmt::format("{}:budget=20,stride={}", entry->name, stride));
-    if (entry->kind == Kind::kSelector)
-      policies.push_back(entry->name == "magicpig" ? "magicpig:sinks=2,recent=5,bits=4,tables=6"
-                                                   : fmt::format("{}:budget=12", entry->name));
-  }
+  test::add_budgeted_policies({0, 16}, policies);
   for (const std::string& policy : policies) {
     int went = 0;
     for (unsigned seed = 1; seed <= 6; ++seed) went += walk(model, policy, seed);

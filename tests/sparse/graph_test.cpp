@@ -8,6 +8,7 @@
 #include "attend/simd/isa.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
+#include "sparse/random_keys.h"
 
 namespace attend {
 namespace {
@@ -51,15 +52,7 @@ std::unique_ptr<SelectorIndex> open(Isa isa, std::string_view more = "") {
 }
 
 void tell(SelectorIndex& index, Text& text, int64_t from, int64_t to) {
-  const std::vector<float> lse(static_cast<size_t>((to - from) * kGroup));
-  index.update(0, 0, text.first(to), from);
-  index.queried(0, 0, text.first(to),
-                {.q = text.q.data() + from * kGroup * kD,
-                 .lse = lse.data(),
-                 .rows = to - from,
-                 .row_stride = kGroup * kD,
-                 .lse_stride = to - from,
-                 .scale = 1});
+  test::tell(index, text.first(to), text.q.data() + from * kGroup * kD, from, to - from, kGroup, kD);
 }
 
 Selection select(SelectorIndex& index, Text& text, int64_t n, int64_t query) {

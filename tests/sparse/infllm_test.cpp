@@ -7,6 +7,7 @@
 #include "attend/simd/isa.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
+#include "sparse/random_keys.h"
 
 namespace attend {
 namespace {
@@ -46,15 +47,7 @@ std::unique_ptr<SelectorIndex> open(Isa isa = Isa::kAvx2) {
 }
 
 void tell(SelectorIndex& index, Text& text, int64_t from, int64_t to) {
-  const std::vector<float> lse(static_cast<size_t>((to - from) * kGroup));
-  index.update(0, 0, text.first(to), from);
-  index.queried(0, 0, text.first(to),
-                {.q = text.q.data() + from * kGroup * kD,
-                 .lse = lse.data(),
-                 .rows = to - from,
-                 .row_stride = kGroup * kD,
-                 .lse_stride = to - from,
-                 .scale = 1});
+  test::tell(index, text.first(to), text.q.data() + from * kGroup * kD, from, to - from, kGroup, kD);
 }
 
 // What the query of key n - 1 reads of n keys, when the n - 1 before it are known.

@@ -1,24 +1,16 @@
 #pragma once
 // Random keys and an index over them, for tests of selectors.
 #include <memory>
-#include <random>
 #include <vector>
 
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
+#include "support/normal.h"
 
 namespace attend::test {
 
 inline constexpr int64_t kD = 24;
 inline constexpr int kGroup = 3;
-
-inline std::vector<float> normal(int64_t n, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> draw;
-  std::vector<float> x(static_cast<size_t>(n));
-  for (float& e : x) e = draw(random);
-  return x;
-}
 
 struct RandomKeys {
   std::vector<float> rows;
@@ -38,6 +30,15 @@ inline std::unique_ptr<SelectorIndex> open_index(const char* spec, Isa isa) {
   return registry()
       .make<Selector>(parse_spec(spec))
       ->open({.layers = 2, .kv_heads = 2, .group = kGroup, .d = kD, .isa = isa});
+}
+
+// Keys from `from` on and their queries, [rows, group, d], reach the index.
+inline void tell(SelectorIndex& index, const KeyView& keys, const float* q, int64_t from, int64_t rows, int64_t group,
+                 int64_t d) {
+  const std::vector<float> lse(static_cast<size_t>(rows * group));
+  index.update(0, 0, keys, from);
+  index.queried(0, 0, keys,
+                {.q = q, .lse = lse.data(), .rows = rows, .row_stride = group * d, .lse_stride = rows, .scale = 1});
 }
 
 }  // namespace attend::test

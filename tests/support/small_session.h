@@ -1,9 +1,12 @@
 #pragma once
 // Sessions over a small model, for tests.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <initializer_list>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,6 +24,17 @@ inline std::shared_ptr<const LanguageModel> load(const SmallModel& small, Comput
 inline Session open(const std::shared_ptr<const LanguageModel>& model, std::string_view policy = "softmax",
                     int64_t context = 0) {
   return Session(model, model_policy(policy, model->compute(), registry()), registry(), context);
+}
+
+// Every retention at some strides and every selector, with budgets that small texts fill.
+inline void add_budgeted_policies(std::initializer_list<int> strides, std::vector<std::string>& policies) {
+  for (const Entry* entry : registry().entries()) {
+    if (entry->kind == Kind::kRetention)
+      for (int stride : strides) policies.push_back(fmt::format("{}:budget=20,stride={}", entry->name, stride));
+    if (entry->kind == Kind::kSelector)
+      policies.push_back(entry->name == "magicpig" ? "magicpig:sinks=2,recent=5,bits=4,tables=6"
+                                                   : fmt::format("{}:budget=12", entry->name));
+  }
 }
 
 inline std::vector<int32_t> some_ids(int64_t n) {
