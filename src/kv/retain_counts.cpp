@@ -29,10 +29,15 @@ struct Scissorhands : Ranking {
   int64_t history_;
 };
 
-struct LeastRecentlyAttended : Ranking {
-  LeastRecentlyAttended(const RankingOptions& ranking, float attended) : Ranking(ranking), attended_(attended) {}
+struct Attended : Ranking {
+  Attended(const RankingOptions& ranking, float times_the_mean) : Ranking(ranking), attended(times_the_mean) {}
   int64_t observes() const override { return kEveryQuery; }
-  WantedStatistics statistics() const override { return {.sums = false, .newest = true, .attended = attended_}; }
+  const float attended;
+};
+
+struct LeastRecentlyAttended : Attended {
+  using Attended::Attended;
+  WantedStatistics statistics() const override { return {.sums = false, .newest = true, .attended = attended}; }
   void score(const Held& held, std::span<float> scores) const override {
     for (size_t j = 0; j < scores.size(); ++j) {
       int64_t last = held.position(static_cast<int64_t>(j));
@@ -40,15 +45,11 @@ struct LeastRecentlyAttended : Ranking {
       scores[j] = static_cast<float>(last - held.next_position);
     }
   }
-
- private:
-  float attended_;
 };
 
-struct LeastFrequentlyAttended : Ranking {
-  LeastFrequentlyAttended(const RankingOptions& ranking, float attended) : Ranking(ranking), attended_(attended) {}
-  int64_t observes() const override { return kEveryQuery; }
-  WantedStatistics statistics() const override { return {.sums = false, .times = true, .attended = attended_}; }
+struct LeastFrequentlyAttended : Attended {
+  using Attended::Attended;
+  WantedStatistics statistics() const override { return {.sums = false, .times = true, .attended = attended}; }
   void score(const Held& held, std::span<float> scores) const override {
     for (size_t j = 0; j < scores.size(); ++j) {
       int64_t total = 0;
@@ -56,10 +57,12 @@ struct LeastFrequentlyAttended : Ranking {
       scores[j] = static_cast<float>(total);
     }
   }
-
- private:
-  float attended_;
 };
+
+template <class Attended>
+std::unique_ptr<Component> make_attended(const Spec& spec) {
+  return std::make_unique<Attended>(kv::ranking_options(spec), static_cast<float>(spec.real("attended")));
+}
 
 constexpr Option kScissorhandsOptions[] = {
     kv::budget_option(),
@@ -117,10 +120,7 @@ constexpr Entry kEntries[] = {
      .papers = kAttendrePapers,
      .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
      .notes = kAttendreNotes,
-     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-       return std::make_unique<LeastRecentlyAttended>(kv::ranking_options(spec),
-                                                      static_cast<float>(spec.real("attended")));
-     }},
+     .make = make_attended<LeastRecentlyAttended>},
     {.kind = Kind::kRetention,
      .name = "lfa",
      .room = "kv",
@@ -133,10 +133,7 @@ constexpr Entry kEntries[] = {
      .papers = kAttendrePapers,
      .traits = {.exact_for = "texts within the budget", .forms = {}, .patterns = {}, .same_bits = SameBits::kStride},
      .notes = kAttendreNotes,
-     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-       return std::make_unique<LeastFrequentlyAttended>(kv::ranking_options(spec),
-                                                        static_cast<float>(spec.real("attended")));
-     }},
+     .make = make_attended<LeastFrequentlyAttended>},
 };
 
 }  // namespace
