@@ -1,10 +1,10 @@
 #include <numbers>
 
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/coca.h"
 #include "attend/reference/coca.h"
 #include "exact/cascades.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/rope_spec.h"
 #include "exact/score_bound.h"
 
@@ -30,19 +30,6 @@ CocaOptions options_from(const Spec& spec) {
           .interleaved = spec.flag("interleaved")};
 }
 
-class Coca : public AttentionOperator {
- public:
-  explicit Coca(const CocaOptions& options) : AttentionOperator("coca", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) const override {
-    coca_attention(qkv, options_, out, context);
-  }
-
- private:
-  CocaOptions options_;
-};
-
 constexpr Entry kEntry = {
     .kind = Kind::kMechanism,
     .name = "coca",
@@ -59,7 +46,13 @@ constexpr Entry kEntry = {
     .notes =
         "The paper's definition; its authors' code rotates t before multiplying it with q, which is not a function of "
         "i - j.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Coca>(options_from(spec)); },
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "coca", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
+            coca_attention(qkv, o, out, context);
+          });
+    },
     .reference = [](const Spec& spec) { return make_coca_reference(options_from(spec)); },
     .bound =
         [](const Spec& spec, const Tensors& in, std::string_view output) {

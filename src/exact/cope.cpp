@@ -121,13 +121,7 @@ Qkv block_of(const Qkv& in, int64_t batch, int64_t first, int64_t rows, int64_t 
 
 void cope_attention(const Qkv& in, const View& embeddings, const CopeOptions& options, const AttnOut& out,
                     Context& context) {
-  exact::require_arrays(kOp, in);
-  for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
-                                   {"q_positions", &in.q_positions},
-                                   {"bias", &in.bias},
-                                   {"sink_logits", &in.sink_logits},
-                                   {"documents", &in.documents}})
-    exact::require_absent(kOp, name, *view);
+  exact::require_arrays_alone(kOp, in);
   const exact::Problem p = exact::check(in, {.causal = true, .scale = options.scale}, kOp);
   exact::check_outputs(p, in, out, kOp);
   const int64_t positions = embeddings.rank == 2 ? embeddings.shape[0] : 0;

@@ -1,7 +1,7 @@
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/cope.h"
 #include "attend/reference/cope.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -23,19 +23,6 @@ constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "se
 CopeOptions options_from(const Spec& spec) {
   return {.scale = spec.real("scale")};
 }
-
-class Cope : public AttentionOperator {
- public:
-  explicit Cope(const CopeOptions& options) : AttentionOperator("cope", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    cope_attention(qkv, array(in, "embeddings"), options_, out, context);
-  }
-
- private:
-  CopeOptions options_;
-};
 
 // A gate moves by a quarter of its score's error and 7 epsilon, a count by that of all keys and one rounding each of a
 // number below P, the interpolated product by twice its magnitude times that.
@@ -62,7 +49,13 @@ constexpr Entry kEntry = {
     .papers = kPapers,
     .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
     .notes = "Always causal. Gates use the keys; separate gate keys (section 4 of the paper) are not offered.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Cope>(options_from(spec)); },
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "cope", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            cope_attention(qkv, array(in, "embeddings", "cope"), o, out, context);
+          });
+    },
     .reference = [](const Spec& spec) { return make_cope_reference(options_from(spec)); },
     .bound = cope_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "P" ? 16 : -1; },

@@ -1,8 +1,8 @@
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/fire.h"
 #include "attend/reference/fire.h"
 #include "exact/cascades.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -39,21 +39,6 @@ FireOptions options_from(const Spec& spec) {
           .threshold = spec.real("threshold")};
 }
 
-class Fire : public AttentionOperator {
- public:
-  explicit Fire(const FireOptions& options) : AttentionOperator("fire", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    fire_attention(qkv,
-                   {array(in, "inner_weight"), array(in, "inner_bias"), array(in, "weight"), array(in, "outer_bias")},
-                   options_, out, context);
-  }
-
- private:
-  FireOptions options_;
-};
-
 // The network's slope times the error of x (that of both logarithms and the division), and its own U + 3 roundings.
 double fire_bound(const Spec& spec, const Tensors& in, std::string_view output) {
   const View a = array(in, "inner_weight", "bound"), b = array(in, "inner_bias", "bound"),
@@ -89,7 +74,16 @@ constexpr Entry kEntry = {
     .papers = kPapers,
     .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
     .notes = "Rate and threshold are learned in the paper: options here.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Fire>(options_from(spec)); },
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "fire", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            fire_attention(qkv,
+                           {array(in, "inner_weight", "fire"), array(in, "inner_bias", "fire"),
+                            array(in, "weight", "fire"), array(in, "outer_bias", "fire")},
+                           o, out, context);
+          });
+    },
     .reference = [](const Spec& spec) { return make_fire_reference(options_from(spec)); },
     .bound = fire_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes&) -> int64_t { return name == "Units" ? 32 : -1; },

@@ -20,14 +20,14 @@ std::pair<const char*, const char*> extent(const View& v) {
   return {base + low * size_of(v.type), base + (high + 1) * size_of(v.type)};
 }
 
+}  // namespace
+
 bool overlap(const View& a, const View& b) {
   if (!a.data || !b.data) return false;
   const auto [a0, a1] = extent(a);
   const auto [b0, b1] = extent(b);
   return a0 < b1 && b0 < a1;
 }
-
-}  // namespace
 
 void check_parameter(std::string_view op, const Parameter& p, const AttnOut& out) {
   const View& v = p.view;
@@ -61,6 +61,16 @@ void require_absent(std::string_view op, std::string_view name, const View& view
 
 void require_arrays(std::string_view op, const Qkv& in) {
   if (!in.keys.empty()) throw Error(ErrorKind::kArgument, op, "k", "key views", "must be an array");
+}
+
+void require_arrays_alone(std::string_view op, const Qkv& in) {
+  require_arrays(op, in);
+  for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
+                                   {"q_positions", &in.q_positions},
+                                   {"bias", &in.bias},
+                                   {"sink_logits", &in.sink_logits},
+                                   {"documents", &in.documents}})
+    require_absent(op, name, *view);
 }
 
 }  // namespace attend::exact

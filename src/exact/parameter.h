@@ -21,6 +21,10 @@ void check_parameter(std::string_view op, const Parameter& parameter, const Attn
 
 // The arguments that not every mechanism takes must be absent. Throws Error(kArgument).
 void require_absent(std::string_view op, std::string_view name, const View& view);
-void require_arrays(std::string_view op, const Qkv& in);  // no key views
+void require_arrays(std::string_view op, const Qkv& in);        // no key views
+void require_arrays_alone(std::string_view op, const Qkv& in);  // and nothing beside q, k and v
+
+// Whether two views reach the same bytes, or bytes between each other's; absent ones don't.
+bool overlap(const View& a, const View& b);
 
 }  // namespace attend::exact

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attend/tensor/error.h"
+#include "exact/parameter.h"
 
 namespace attend::exact {
 namespace {
@@ -184,26 +185,11 @@ void check_variant(std::string_view op, const Problem& p) {
            fmt::format("must cover [{}, {}, {}, {}] (or 1 for batch and heads)", p.batch, p.heads, queries, keys));
 }
 
-// Lowest and one past the highest byte that a view reaches.
-std::pair<const char*, const char*> extent(const View& v) {
-  int64_t low = 0, high = 0;
-  for (int a = 0; a < v.rank; ++a) {
-    if (v.shape[a] == 0) return {nullptr, nullptr};
-    const int64_t reach = (v.shape[a] - 1) * v.stride[a];
-    (reach < 0 ? low : high) += reach;
-  }
-  const char* base = v.as<const char>();
-  return {base + low * size_of(v.type), base + (high + 1) * size_of(v.type)};
-}
-
 }  // namespace
 
 void require_apart(std::string_view op, std::string_view a_name, const View& a, std::string_view b_name,
                    const View& b) {
-  if (!a.data || !b.data) return;
-  const auto [a0, a1] = extent(a);
-  const auto [b0, b1] = extent(b);
-  if (a0 < b1 && b0 < a1) refuse(op, a_name, "memory", fmt::format("must not overlap {}", b_name));
+  if (overlap(a, b)) refuse(op, a_name, "memory", fmt::format("must not overlap {}", b_name));
 }
 
 void check_like(const View& view, const View& like, std::string_view name, std::string_view op) {

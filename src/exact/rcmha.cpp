@@ -40,13 +40,7 @@ void convolve(const View& x, const View& kernel, const View& shift, Context& con
 
 void rcmha_attention(const Qkv& in, const RcmhaKernels& kernels, const RelativeTables& tables,
                      const RcmhaOptions& options, const AttnOut& out, Context& context) {
-  exact::require_arrays(kOp, in);
-  for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
-                                   {"q_positions", &in.q_positions},
-                                   {"bias", &in.bias},
-                                   {"sink_logits", &in.sink_logits},
-                                   {"documents", &in.documents}})
-    exact::require_absent(kOp, name, *view);
+  exact::require_arrays_alone(kOp, in);
   const exact::Problem p = exact::check(in, {.causal = options.causal, .scale = options.scale}, kOp);
   exact::check_outputs(p, in, out, kOp);
   const int64_t width = kernels.kernel_q.rank == 2 ? kernels.kernel_q.shape[0] : 0;

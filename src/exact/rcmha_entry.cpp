@@ -1,7 +1,7 @@
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/rcmha.h"
 #include "attend/reference/rcmha.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -31,24 +31,6 @@ constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "caus
 RcmhaOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
 }
-
-class Rcmha : public AttentionOperator {
- public:
-  explicit Rcmha(const RcmhaOptions& options) : AttentionOperator("rcmha", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    rcmha_attention(
-        qkv,
-        {array(in, "kernel_q"), array(in, "kernel_k"), array(in, "kernel_v"), array(in, "shift_q"),
-         array(in, "shift_k"), array(in, "shift_v")},
-        {.keys = array(in, "relative_keys"), .content = array(in, "content_bias"), .bias = array(in, "distance_bias")},
-        options_, out, context);
-  }
-
- private:
-  RcmhaOptions options_;
-};
 
 // A convolved row is no longer than the sum over taps of their largest magnitude times the longest row, and moves by
 // gamma(W + 2) of that.
@@ -94,7 +76,20 @@ constexpr Entry kEntry = {
     .papers = kPapers,
     .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
     .notes = "Queries come whole: each is convolved with those before it.",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Rcmha>(options_from(spec)); },
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "rcmha", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            rcmha_attention(
+                qkv,
+                {array(in, "kernel_q", "rcmha"), array(in, "kernel_k", "rcmha"), array(in, "kernel_v", "rcmha"),
+                 array(in, "shift_q", "rcmha"), array(in, "shift_k", "rcmha"), array(in, "shift_v", "rcmha")},
+                {.keys = array(in, "relative_keys", "rcmha"),
+                 .content = array(in, "content_bias", "rcmha"),
+                 .bias = array(in, "distance_bias", "rcmha")},
+                o, out, context);
+          });
+    },
     .reference = [](const Spec& spec) { return make_rcmha_reference(options_from(spec)); },
     .bound = rcmha_bound,
     .axis = [](std::string_view name, const Spec&, const Sizes& sizes) -> int64_t {

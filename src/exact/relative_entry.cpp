@@ -1,7 +1,7 @@
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/relative.h"
 #include "attend/reference/relative.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -35,25 +35,6 @@ constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "caus
 RelativeOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .past = spec.flag("past")};
 }
-
-class Relative : public AttentionOperator {
- public:
-  explicit Relative(const RelativeOptions& options) : AttentionOperator("relative", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    relative_attention(qkv,
-                       {.keys = array(in, "relative_keys"),
-                        .values = array(in, "relative_values"),
-                        .content = array(in, "content_bias"),
-                        .position = array(in, "position_bias"),
-                        .bias = array(in, "distance_bias")},
-                       options_, out, context);
-  }
-
- private:
-  RelativeOptions options_;
-};
 
 // The second dot product has D + 4 roundings, shifting queries one for each. Relative values are weighted by weights
 // that are computed again from lse (errors of a score and of lse) and by what is left of their sum.
@@ -90,7 +71,17 @@ constexpr Entry kEntry = {
         "063: the mechanism; the melody model has to be trained. Transformer-XL: relative_keys are the projected "
         "sinusoids. Keys must be arrays.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
-      return std::make_unique<Relative>(options_from(spec));
+      return exact::function_operator(
+          "relative", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            relative_attention(qkv,
+                               {.keys = array(in, "relative_keys", "relative"),
+                                .values = array(in, "relative_values", "relative"),
+                                .content = array(in, "content_bias", "relative"),
+                                .position = array(in, "position_bias", "relative"),
+                                .bias = array(in, "distance_bias", "relative")},
+                               o, out, context);
+          });
     },
     .reference = [](const Spec& spec) { return make_relative_reference(options_from(spec)); },
     .bound = relative_bound,

@@ -6,6 +6,7 @@
 
 #include "attend/exact/attention_operator.h"
 #include "attend/tensor/registry.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -36,28 +37,6 @@ void register_softmax1(Registry& registry);
 void register_tensor(Registry& registry);
 
 namespace exact {
-
-// An operator from a function of the arguments that softmax attention has, and of all ports.
-template <class F>
-class FunctionOperator final : public AttentionOperator {
- public:
-  FunctionOperator(std::string_view op, std::span<const Port> in, std::span<const Port> out, F f)
-      : AttentionOperator(op, in, out), f_(std::move(f)) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    f_(qkv, in, out, context);
-  }
-
- private:
-  F f_;
-};
-
-template <class F>
-std::unique_ptr<Component> function_operator(std::string_view op, std::span<const Port> in, std::span<const Port> out,
-                                             F f) {
-  return std::make_unique<FunctionOperator<F>>(op, in, out, std::move(f));
-}
 
 // Terms that a sum over keys rounds: those of a split, and the folds.
 inline double sum_error(int64_t keys) {

@@ -1,7 +1,7 @@
-#include "attend/exact/attention_operator.h"
 #include "attend/exact/urpe.h"
 #include "attend/reference/urpe.h"
 #include "exact/entries.h"
+#include "exact/function_operator.h"
 #include "exact/score_bound.h"
 
 namespace attend {
@@ -27,19 +27,6 @@ UrpeOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
 }
 
-class Urpe : public AttentionOperator {
- public:
-  explicit Urpe(const UrpeOptions& options) : AttentionOperator("urpe", kIn, kOut), options_(options) {}
-
- protected:
-  void attend(const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) const override {
-    urpe_attention(qkv, array(in, "multiplier"), array(in, "distance_bias"), options_, out, context);
-  }
-
- private:
-  UrpeOptions options_;
-};
-
 constexpr Entry kEntry = {
     .kind = Kind::kMechanism,
     .name = "urpe",
@@ -54,7 +41,13 @@ constexpr Entry kEntry = {
     .papers = kPapers,
     .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
     .notes = "",
-    .make = [](const Spec& spec) -> std::unique_ptr<Component> { return std::make_unique<Urpe>(options_from(spec)); },
+    .make = [](const Spec& spec) -> std::unique_ptr<Component> {
+      return exact::function_operator(
+          "urpe", kIn, kOut,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
+            urpe_attention(qkv, array(in, "multiplier", "urpe"), array(in, "distance_bias", "urpe"), o, out, context);
+          });
+    },
     .reference = [](const Spec& spec) { return make_urpe_reference(options_from(spec)); },
     .bound =
         [](const Spec& spec, const Tensors& in, std::string_view output) {
