@@ -36,6 +36,11 @@ figcaption { font-weight: 600; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }
 .key { width: 14px; height: 3px; border-radius: 2px; display: inline-block; background: currentColor; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
+@media (max-width: 680px) {
+  main { padding: 24px 12px 48px; }
+  .chart { overflow-x: auto; }
+  .chart > svg { min-width: 620px; }
+  .chart > figcaption, .chart > .caption, .chart > .legend, .chart > .kept { position: sticky; left: 0; } }
 .maps { display: flex; flex-wrap: wrap; gap: 18px 28px; margin-top: 8px; }
 .maps div, .maps svg { max-width: 100%; }
 .kept { max-height: 320px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: 10px;
@@ -95,7 +100,7 @@ for (const figure of document.querySelectorAll('.chart')) {
       row.append(key, s.name + '  ' + nearest(s.values, at[2])[1].toPrecision(3));
       tip.append(row);
     }
-    const left = event.clientX - figure.getBoundingClientRect().left;
+    const left = event.clientX - figure.getBoundingClientRect().left + figure.scrollLeft;
     const flip = left > box.width / 2;
     tip.style.left = flip ? 'auto' : left + 16 + 'px';
     tip.style.right = flip ? figure.clientWidth - left + 16 + 'px' : 'auto';
