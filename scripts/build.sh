@@ -19,5 +19,5 @@ fi
 # On a terminal ninja shows one moving line, elsewhere only what goes wrong.
 quiet=()
 [ -t 1 ] || quiet=(--quiet)
-if ninja -n -C "build/$preset" "$@" | grep -q 'no work to do'; then exit 0; fi
+if [[ $(ninja -n -C "build/$preset" "$@") == *"no work to do"* ]]; then exit 0; fi
 NINJA_STATUS='[%f/%t %es] ' ninja "${quiet[@]}" -C "build/$preset" "$@"
