@@ -104,7 +104,13 @@ int apply(const Arguments& a, bool scale_given) {
   if (!a.out.empty()) out_files.emplace("out", a.out);
   add_files(out_files, a.more_out, "--out");
   if (out_files.empty()) throw UsageError("no output is asked for: give -o FILE.npy or --out NAME=FILE.npy");
-  for (const auto& [name, file] : out_files) port_of(entry, entry.out, name);
+  for (const auto& [name, file] : out_files) {
+    port_of(entry, entry.out, name);
+    check_writable(file);
+    for (const auto& [other, its_file] : out_files)
+      if (other < name && file == its_file)
+        throw UsageError(fmt::format("{} and {} can't both go to {}", other, name, file));
+  }
 
   std::map<std::string, Array, std::less<>> read, ready;
   Tensors precise, in;

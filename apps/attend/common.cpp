@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
 
 #include "attend/tensor/error.h"
@@ -87,6 +88,19 @@ std::string read_text(const std::string& path) {
   std::string text = read_bytes(path, kLongestText);
   if (text.find('\0') != std::string::npos || !is_valid_utf8(text)) fail(path, "is not UTF-8 text");
   return text;
+}
+
+void check_writable(const std::string& path) {
+  if (path.empty()) return;
+  struct stat status {};
+  const bool exists = stat(path.c_str(), &status) == 0;
+  if (exists && S_ISDIR(status.st_mode)) errno = EISDIR, fail(path, fmt::format("can't be written: {}", reason()));
+  // What is a file is replaced, which takes the right to write to its folder.
+  const bool special = exists && !S_ISREG(status.st_mode);
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  const std::string place = special ? path : folder.empty() ? "." : folder.native();
+  if (access(place.c_str(), special ? W_OK : W_OK | X_OK) != 0)
+    fail(path, fmt::format("can't be written: {}", reason()));
 }
 
 void write_file(const std::string& path, std::string_view text) {

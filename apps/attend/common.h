@@ -30,6 +30,10 @@ std::string read_text(const std::string& path);
 // The same for any bytes.
 std::string read_bytes(const std::string& path, int64_t limit);
 
+// Throws what write_file() would throw for a place that can't be written to: before work whose result would be lost.
+// An empty path passes.
+void check_writable(const std::string& path);
+
 // Writes beside the target, then renames; devices and pipes are written directly. Throws Error(kFile).
 void write_file(const std::string& path, std::string_view text);
 

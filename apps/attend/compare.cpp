@@ -164,6 +164,7 @@ int run_text_comparison(const CompareCommand& options) {
 
 int run_compare(const CompareCommand& options, const Options& given) {
   for (const std::string& policy : split_policies(options.policies)) check_policies(policy);
+  check_writable(options.html);
   if (!options.tasks.empty()) {
     for (const char* name : {"--prompt", "--greedy"})
       if (given.given(name)) throw UsageError(fmt::format("{} is of a text: a task has prompts of its own", name));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 
 #include "attend/study/fit_duo.h"
 #include "attend/study/fit_fastgen.h"
@@ -13,13 +14,18 @@
 namespace attend::app {
 namespace {
 
+// Options that the other method does not have.
+constexpr const char* kOfDuo[] = {"--steps", "--rate",  "--penalty", "--min-length", "--passkeys",
+                                  "--words", "--sinks", "--recent",  "--seed"};
+constexpr const char* kOfFastGen[] = {"--recovery", "--local", "--frequent"};
+
 struct FitCommand {
   ModelOptions model;
   std::string method, text, out;
   DuoFitOptions duo;
   FastGenOptions fastgen;
   int64_t seed = static_cast<int64_t>(DuoFitOptions{}.seed);
-  bool json = false;
+  bool min_length_given = false, json = false;
 };
 
 // The gates as a map: a row a layer, a digit a head, from 0 (shut) to 9 (open).
@@ -40,6 +46,9 @@ HeadGates run_duo(FitCommand& command, const std::shared_ptr<const LanguageModel
                   Json& report, Context& context) {
   DuoFitOptions& options = command.duo;
   options.seed = static_cast<uint64_t>(command.seed);
+  if (!command.min_length_given)
+    options.min_length =
+        std::max(options.min_length, PasskeyTexts(model->tokenizer(), text, options.passkeys).shortest());
   options.max_length = std::min(options.max_length, model->graph().context);
   Json steps = Json::array();
   HeadGates gates = fit_duo(model, text, options, context, [&](const DuoFitStep& step) {
@@ -67,9 +76,14 @@ HeadGates run_fastgen(const FitCommand& command, const std::shared_ptr<const Lan
   return gates;
 }
 
-int run_fit(FitCommand& command) {
+int run_fit(FitCommand& command, const Options& given) {
   if (command.method != "duo" && command.method != "fastgen")
     throw UsageError(fmt::format("\"{}\" can't be fitted; duo and fastgen can", command.method));
+  const bool duo = command.method == "duo";
+  for (const char* name : duo ? std::span<const char* const>(kOfFastGen) : std::span<const char* const>(kOfDuo))
+    if (given.given(name)) throw UsageError(fmt::format("{} is of fit {}", name, duo ? "fastgen" : "duo"));
+  check_writable(command.out);
+  command.min_length_given = given.given("--min-length");
   ProgressBar bar;
   Context context = make_context(command.model.threads, &bar);
   const std::string text = require_text(read_text(command.text), command.text);
@@ -109,7 +123,7 @@ const Command kFit = {
     "head its attention back.\n\n"
     "Examples:\n"
     "  attend fit duo -m smollm2-135m -f book.txt -o heads.json\n"
-    "  attend fit duo -f book.txt -o heads.json --steps 60 --rate 0.05 --max-length 1500\n"
+    "  attend fit duo -f book.txt -o heads.json --steps 60 --rate 0.05 --passkeys 4 --words 16 --max-length 1500\n"
     "  attend fit fastgen -f book.txt -o levels.json --max-length 4096\n"
     "  attend run -f long.txt --policy 'duo:plan=\"heads.json\",share=0.5'",
     [](Options& options) -> std::function<int()> {
@@ -118,31 +132,35 @@ const Command kFit = {
       options.text("-f,--file TEXTFILE", o->text,
                    "text in which passkeys are hidden, or that is profiled; - is standard input", true);
       options.text("-o,--out FILE", o->out, "where the plan's file goes", true);
-      options.group("duo");
-      options.integer("--steps N", o->duo.steps, 1, 1000000, "texts to learn from (default 2000)");
-      options.real("--rate X", o->duo.rate, 0, 1, "how far a gate moves in a step at most, about (default 0.02)");
-      options.real("--penalty X", o->duo.penalty, 0, 1e6, "of the mean gate (default 0.05)");
-      options.integer("--min-length N", o->duo.min_length, 1, 1 << 30, "tokens of the shortest text (default 1000)");
       options.integer("--max-length N", o->duo.max_length, 1, 1 << 30,
-                      "tokens of the longest text (default 32000, or the model's context if that is less)");
-      options.integer("--passkeys N", o->duo.passkeys.passkeys, 1, 20, "passkeys in a text (default 10)");
-      options.integer("--words N", o->duo.passkeys.words, 1, 1024, "words of a passkey (default 32)");
-      options.integer("--sinks N", o->duo.sinks, 0, 1 << 20, "first tokens that a shut head sees (default 128)");
-      options.integer("--recent N", o->duo.recent, 1, 1 << 20, "newest tokens that it sees (default 256)");
-      options.integer("--seed N", o->seed, 0, int64_t{1} << 53, "of texts (default 42); the same gives the same gates");
+                      "most tokens of a text (default: 32000, or the model's context if that is less)");
+      declare_json(options, o->json);
+      options.group("duo");
+      options.integer("--steps N", o->duo.steps, 1, 1000000, "texts to learn from (default: 2000)");
+      options.real("--rate X", o->duo.rate, 0, 1, "how far a gate moves in a step at most, about (default: 0.02)");
+      options.real("--penalty X", o->duo.penalty, 0, 1e6, "of the mean gate (default: 0.05)");
+      options.integer(
+          "--min-length N", o->duo.min_length, 1, 1 << 30,
+          "tokens of the shortest text (default: 1000, or what passkeys and questions take if that is more)");
+      options.integer("--passkeys N", o->duo.passkeys.passkeys, 1, 20, "passkeys in a text (default: 10)");
+      options.integer("--words N", o->duo.passkeys.words, 1, 1024, "words of a passkey (default: 32)");
+      options.integer("--sinks N", o->duo.sinks, 0, 1 << 20, "first tokens that a shut head sees (default: 128)");
+      options.integer("--recent N", o->duo.recent, 1, 1 << 20, "newest tokens that it sees (default: 256)");
+      options.integer("--seed N", o->seed, 0, int64_t{1} << 53,
+                      "of texts (default: 42); the same gives the same gates");
       options.group("fastgen");
       options.real("--recovery X", o->fastgen.recovery, 0, 1,
                    "share of its attention that a head must get back "
-                   "(default 0.95)");
-      options.real("--local X", o->fastgen.local, 0, 1, "share of the text that is local (default 0.3)");
-      options.real("--frequent X", o->fastgen.frequent, 0, 1, "share of the text that is frequent (default 0.3)");
-      options.group("Options");
-      declare_json(options, o->json);
+                   "(default: 0.95)");
+      options.real("--local X", o->fastgen.local, 0, 1, "share of the text that is local (default: 0.3)");
+      options.real("--frequent X", o->fastgen.frequent, 0, 1, "share of the text that is frequent (default: 0.3)");
       options.group("Model and machine");
       declare_model(options, o->model.model);
-      options.text("--compute MODE", o->model.compute, "default or f32 (see attend score --help)");
+      options.text(
+          "--compute MODE", o->model.compute,
+          "default: weights stay quantised, products in int8; f32: everything in f32, slower (default: default)");
       declare_threads(options, o->model.threads);
-      return [o] { return run_fit(*o); };
+      return [o, &options] { return run_fit(*o, options); };
     }};
 
 }  // namespace attend::app

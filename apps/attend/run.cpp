@@ -248,6 +248,7 @@ int run_run(const RunOptions& given, bool has_prompt) {
   if (options.draft.has_session() && !options.load_state.empty())
     throw UsageError("--load-state has no text that another session could read: draft with --draft ngram");
   (void)Sampler(options.sampler);
+  check_writable(options.save_state);
 
   ProgressBar bar;
   Context context = make_context(options.model.threads, &bar);

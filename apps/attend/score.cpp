@@ -85,9 +85,14 @@ void score_run(Ensemble& session, std::span<const int32_t> ids, int64_t chunk, i
       context);
 }
 
+Ensemble open(const ScoreOptions& options, const std::string& policy,
+              const std::shared_ptr<const LanguageModel>& model) {
+  return {model, model_readings(policy, model->compute(), registry()), registry(), options.model.context};
+}
+
 Score score_all(const ScoreOptions& options, const std::string& policy, const std::vector<int32_t>& ids,
                 const std::shared_ptr<const LanguageModel>& model, Context& context) {
-  Ensemble session(model, model_readings(policy, model->compute(), registry()), registry(), options.model.context);
+  Ensemble session = open(options, policy, model);
   Score score{.tokens = static_cast<int64_t>(ids.size()), .log_probability = {}, .top = {}};
   if (options.model.context == 0) {
     if (ids.size() < 2)
@@ -175,9 +180,11 @@ int run_score(const ScoreOptions& options) {
   const std::vector<std::string> policies = split_policies(options.policies);
   if (policies.size() > 1 && options.top > 0) throw UsageError("--top is of one policy");
   for (const std::string& policy : policies) check_policies(policy);
+  check_writable(options.svg);
   ProgressBar bar;
   Context context = make_context(options.model.threads, &bar);
   const auto model = load_model(options.model, context);
+  for (const std::string& policy : policies) open(options, policy, model);  // what can't run says so before the first
   const std::vector<int32_t> ids = read_ids(options, model->tokenizer());
   // With --ctx every chunk's first token follows BOS and is scored too.
   const std::vector<size_t> bounds =

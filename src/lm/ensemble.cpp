@@ -123,8 +123,8 @@ void Ensemble::clear() {
 
 Session& Ensemble::alone() {
   if (sessions_.size() > 1)
-    throw Error(ErrorKind::kUnsupported, "policy", "readings", std::to_string(sessions_.size()),
-                "must be one alone here");
+    throw Error(ErrorKind::kUnsupported, "policy", fmt::format("{} readings", sessions_.size()), "",
+                "merge what they predict: drafts need a policy without '|'");
   return sessions_.front();
 }
 

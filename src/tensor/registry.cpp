@@ -13,12 +13,14 @@ std::string shown(std::string_view text) {
   return fmt::format("\"{}\"", text.substr(0, 80));
 }
 
-// The rule of an unknown name: its nearest relative, or all there are.
+// The rule of an unknown name: its nearest relative, or all there are if they are few.
 std::string unknown(std::string_view name, const std::vector<std::string_view>& known, std::string_view what) {
   if (const auto nearest = nearest_name(name, known)) {
     return fmt::format("is no known {}; did you mean \"{}\"?", what, *nearest);
   }
   if (known.empty()) return fmt::format("is no known {}; there are none", what);
+  constexpr size_t kMostListed = 20;
+  if (known.size() > kMostListed) return fmt::format("is no known {}; attend list shows all {}", what, known.size());
   return fmt::format("is no known {}; known: {}", what, fmt::join(known, ", "));
 }
 

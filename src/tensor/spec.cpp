@@ -172,8 +172,8 @@ std::vector<Spec> parse_specs(std::string_view text) {
 
 namespace {
 
-// Parts between separators outside of quotes, trimmed; empty ones are left out.
-std::vector<std::string> split(std::string_view text, char separator) {
+// Parts between separators outside of quotes, trimmed; empty ones are left out, or refused as `what`.
+std::vector<std::string> split(std::string_view text, char separator, std::string_view what = "") {
   std::vector<std::string> policies;
   bool in_quotes = false;
   size_t from = 0;
@@ -182,6 +182,7 @@ std::vector<std::string> split(std::string_view text, char separator) {
     while (first < last && is_space(text[first])) ++first;
     while (last > first && is_space(text[last - 1])) --last;
     if (first < last) policies.emplace_back(text.substr(first, last - first));
+    if (first == last && !what.empty()) fail(what, "", "must not be empty");
     from = to + 1;
   };
   for (size_t i = 0; i < text.size(); ++i) {
@@ -205,7 +206,7 @@ std::vector<std::string> split_policies(std::string_view text) {
 }
 
 std::vector<std::string> split_readings(std::string_view text) {
-  return split(text, '|');
+  return split(text, '|', "policy");
 }
 
 std::string to_string(const Spec& spec) {

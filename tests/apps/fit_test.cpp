@@ -56,6 +56,15 @@ TEST_F(Fit, ProfilesHeads) {
   EXPECT_EQ(run.code, 0) << run.error;
 }
 
+// What the default passkeys take is more than the default shortest text.
+TEST_F(Fit, MakesTextsLongEnoughForTheirPasskeys) {
+  const Outcome fitted = run_app(
+      {"fit", "duo", "-m", model_, "-f", text_, "-o", out_, "--steps", "1", "--passkeys", "6", "--words", "6"});
+  ASSERT_EQ(fitted.code, 0) << fitted.error;
+  const std::string made_by = nlohmann::json::parse(std::ifstream(out_))["made_by"];
+  EXPECT_EQ(made_by.find("1 steps of 1000 to"), std::string::npos) << made_by;
+}
+
 TEST_F(Fit, RefusesInOneLine) {
   auto refused = [&](const std::vector<std::string>& arguments, int code, const char* part) {
     const Outcome outcome = run_app(arguments);
@@ -66,6 +75,8 @@ TEST_F(Fit, RefusesInOneLine) {
   };
   refused({"fit", "duo", "-m", model_}, 2, "--file");
   refused({"fit", "everything", "-m", model_, "-f", text_, "-o", out_}, 2, "can't be fitted");
+  refused(command({"--recovery", "0.9"}), 2, "--recovery is of fit fastgen");
+  refused({"fit", "fastgen", "-m", model_, "-f", text_, "-o", out_, "--steps", "3"}, 2, "--steps is of fit duo");
   refused(command({"--min-length", "20"}), 1, "shortest text");
   refused(command({"--min-length", "1500", "--max-length", "1400"}), 1, "longest text");
   refused({"run", "-m", model_, "-p", "hello", "--policy", "duo:plan=\"" + text_ + "\""}, 1, "is no valid JSON");

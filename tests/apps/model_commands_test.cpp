@@ -298,6 +298,27 @@ TEST_F(ModelCommands, RefuseInOneLine) {
   refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax", "--prompt", "5000"}, 1, "none to force");
   refused({"compare", "-m", model_, "-f", text_, "--policies", "softmax", "--html", folder + "/no/page.html"}, 1,
           "page.html");
+  // A mechanism that reads no keys in a store says so, and before another policy runs for nothing.
+  for (const char* name : {"sigmoid", "mla", "relative", "t5-bias"}) {
+    refused({"run", "-m", model_, "-p", "x", "--policy", name}, 1, std::string("[policy] ") + name);
+    for (const char* command : {"compare", "score"})
+      refused({command, "-m", model_, "-f", text_, "--policies", std::string("softmax; ") + name}, 1, "[policy]");
+  }
+  refused({"run", "-m", model_, "-p", "x", "--policy", "softmax | "}, 2, "must not be empty");
+}
+
+// Nothing is read or answered first where the result would then be lost.
+TEST_F(ModelCommands, RefuseAPlaceThatCantBeWrittenBeforeTheWork) {
+  const std::string folder = file_.folder;
+  for (const std::string& place : {folder, folder + "/no/file"}) {
+    refused({"run", "-m", model_, "-p", "hello", "-n", "3", "--save-state", place}, 1, "can't be written");
+    refused({"score", "-m", "no-model", "-f", text_, "--svg", place}, 1, "can't be written");
+    refused({"compare", "-m", "no-model", "-f", text_, "--policies", "softmax", "--html", place}, 1,
+            "can't be written");
+    refused({"fit", "duo", "-m", "no-model", "-f", text_, "-o", place}, 1, "can't be written");
+    refused({"apply", "softmax", "--q", "no-array", "-o", place}, 1, "can't be written");
+  }
+  refused({"apply", "softmax", "--q", "no-array", "-o", folder + "/o", "--out", "lse=" + folder + "/o"}, 2, "both");
 }
 
 }  // namespace

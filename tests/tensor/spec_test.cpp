@@ -55,6 +55,7 @@ TEST(Spec, SplitsPoliciesOutsideQuotes) {
   EXPECT_EQ(readings[1], "rope + f16");
   EXPECT_EQ(readings[2], "duo:plan=\"a|b\"");
   EXPECT_THROW(split_readings("|"), Error);
+  EXPECT_THROW(split_readings("softmax | "), Error);
 }
 
 TEST(Spec, RefusesWhatIsNoSpec) {
