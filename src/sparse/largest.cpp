@@ -8,8 +8,19 @@
 namespace attend {
 namespace {
 
-struct Count {
-  [[gnu::always_inline]] static inline int64_t loop(const int32_t* x, int64_t n, int32_t least) {
+// Integers in the order of the numbers: those of negative ones are turned over. A NaN counts as infinity.
+inline int32_t in_order(float x) {
+  const int32_t bits = std::bit_cast<int32_t>(x != x ? INFINITY : x);
+  return bits ^ static_cast<int32_t>(static_cast<uint32_t>(bits >> 31) >> 1);
+}
+
+struct Loops {
+  [[gnu::always_inline]] static inline void order_loop(const float* x, int64_t n, int32_t* order) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) order[i] = in_order(x[i]);
+  }
+  // How many are `least` or more.
+  [[gnu::always_inline]] static inline int64_t count_loop(const int32_t* x, int64_t n, int32_t least) {
     int64_t count = 0;
     for (int64_t first = 0; first < n; first += 1 << 16) {
       const int64_t end = n < first + (1 << 16) ? n : first + (1 << 16);
@@ -20,19 +31,24 @@ struct Count {
     }
     return count;
   }
-  ATTEND_TARGET_AVX2 static int64_t avx2(const int32_t* x, int64_t n, int32_t least) {
-    return loop(x, n, least);
+  ATTEND_TARGET_AVX2 static void order_avx2(const float* x, int64_t n, int32_t* order) {
+    order_loop(x, n, order);
   }
-  ATTEND_TARGET_AVX512 static int64_t avx512(const int32_t* x, int64_t n, int32_t least) {
-    return loop(x, n, least);
+  ATTEND_TARGET_AVX512 static void order_avx512(const float* x, int64_t n, int32_t* order) {
+    order_loop(x, n, order);
   }
-};
+  ATTEND_TARGET_AVX2 static int64_t count_avx2(const int32_t* x, int64_t n, int32_t least) {
+    return count_loop(x, n, least);
+  }
+  ATTEND_TARGET_AVX512 static int64_t count_avx512(const int32_t* x, int64_t n, int32_t least) {
+    return count_loop(x, n, least);
+  }
 
-// Integers in the order of the numbers: those of negative ones are turned over.
-int32_t in_order(float x) {
-  const int32_t bits = std::bit_cast<int32_t>(x);
-  return bits ^ static_cast<int32_t>(static_cast<uint32_t>(bits >> 31) >> 1);
-}
+  explicit Loops(Isa isa)
+      : order(isa == Isa::kAvx2 ? order_avx2 : order_avx512), count(isa == Isa::kAvx2 ? count_avx2 : count_avx512) {}
+  void (*order)(const float*, int64_t, int32_t*);
+  int64_t (*count)(const int32_t*, int64_t, int32_t);
+};
 
 }  // namespace
 
@@ -42,18 +58,16 @@ void largest(std::span<const float> scores, int64_t k, Isa isa, std::vector<int3
   chosen.clear();
   if (k <= 0) return;
   order.resize(scores.size());
-  for (size_t i = 0; i < scores.size(); ++i) order[i] = in_order(scores[i] != scores[i] ? INFINITY : scores[i]);
-  const auto count = isa == Isa::kAvx2 ? Count::avx2 : Count::avx512;
+  const Loops loops(isa);
+  loops.order(scores.data(), n, order.data());
   // The largest integer that k of them reach, from its highest bit on.
   uint32_t reached = 0;  // + 2^31
   for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
     const int32_t least = static_cast<int32_t>((reached | bit) ^ (1u << 31));
-    if (count(order.data(), n, least) >= k) reached |= bit;
+    if (loops.count(order.data(), n, least) >= k) reached |= bit;
   }
   const int32_t last = static_cast<int32_t>(reached ^ (1u << 31));
-  int64_t equal = 0, above = 0;
-  for (int32_t x : order) equal += x == last, above += x > last;
-  int64_t left_out = equal - (k - above);
+  int64_t left_out = loops.count(order.data(), n, last) - k;  // of those that equal the last
   chosen.resize(static_cast<size_t>(k));
   size_t to = 0;
   for (int64_t i = 0; i < n; ++i) {

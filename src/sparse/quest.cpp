@@ -3,76 +3,84 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 #include "attend/simd/hook.h"
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
+#include "sparse/large_pages.h"
 #include "sparse/largest.h"
+#include "sparse/page_codes.h"
 #include "sparse/selector_of.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kLanes = 32;  // pages side by side: a group
+constexpr int64_t kLanes = kCodedPages;  // pages side by side: a group
 
-// Bounds of the pages of a group: [d][32] least, then [d][32] largest; as numbers, or as bytes between the smallest
-// and the largest of the group.
-struct Bounds {
-  using Scores = void (*)(const void* bounds, const float* affine, const float* q, const int32_t* side, int64_t group,
-                          int64_t d, float* scores, int64_t stride);
-
+// Bounds of the pages of a group as numbers, [d][32] least, then [d][32] largest; and what many scores are put to.
+struct Loops {
   // scores[g * stride + p] = sum over channels of the larger of q[g] * least and q[g] * largest, of 32 pages.
   // side [group, d]: where the row of bounds begins that the sign of q makes the larger one, for all pages.
-  // affine [2, d]: what a byte of 0 stands for, and a step; none where bounds are numbers.
-  template <class T>
-  [[gnu::always_inline]] static inline void loop(const T* bounds, const float* affine, const float* q,
-                                                 const int32_t* side, int64_t group, int64_t d, float* scores,
-                                                 int64_t stride) {
+  [[gnu::always_inline]] static inline void scores_loop(const float* bounds, const float* q, const int32_t* side,
+                                                        int64_t group, int64_t d, float* scores, int64_t stride) {
     constexpr int64_t kChannels = 4;  // at once
     for (int64_t g = 0; g < group; ++g, q += d) {
-      float base = 0, sum[kLanes];
-      if (affine) {
-#pragma omp simd reduction(+ : base)
-        for (int64_t c = 0; c < d; ++c) base += q[c] * affine[c];
-      }
-      for (float& s : sum) s = base;
+      float sum[kLanes] = {};
       auto row = [&](int64_t c) { return bounds + side[g * d + c]; };
-      auto factor = [&](int64_t c) { return affine ? q[c] * affine[d + c] : q[c]; };
       int64_t c = 0;
       for (; c + kChannels <= d; c += kChannels) {
-        const T *a = row(c), *b = row(c + 1), *e = row(c + 2), *f = row(c + 3);
-        const float x = factor(c), y = factor(c + 1), z = factor(c + 2), w = factor(c + 3);
+        const float *a = row(c), *b = row(c + 1), *e = row(c + 2), *f = row(c + 3);
+        const float x = q[c], y = q[c + 1], z = q[c + 2], w = q[c + 3];
 #pragma omp simd
-        for (int64_t p = 0; p < kLanes; ++p)
-          sum[p] += (x * static_cast<float>(a[p]) + y * static_cast<float>(b[p])) +
-                    (z * static_cast<float>(e[p]) + w * static_cast<float>(f[p]));
+        for (int64_t p = 0; p < kLanes; ++p) sum[p] += (x * a[p] + y * b[p]) + (z * e[p] + w * f[p]);
       }
       for (; c < d; ++c) {
-        const T* a = row(c);
-        const float x = factor(c);
+        const float* a = row(c);
+        const float x = q[c];
 #pragma omp simd
-        for (int64_t p = 0; p < kLanes; ++p) sum[p] += x * static_cast<float>(a[p]);
+        for (int64_t p = 0; p < kLanes; ++p) sum[p] += x * a[p];
       }
       std::copy_n(sum, kLanes, scores + g * stride);
     }
   }
-  template <class T>
-  ATTEND_TARGET_AVX2 static void avx2(const void* bounds, const float* affine, const float* q, const int32_t* side,
-                                      int64_t group, int64_t d, float* scores, int64_t stride) {
-    loop(static_cast<const T*>(bounds), affine, q, side, group, d, scores, stride);
+  // best[p] = the largest of the heads' score[g * stride + p] less that head's largest. A page counts by the head that
+  // wants it most, against that head's best page: scores of different heads have nothing in common (keys' mean alone
+  // moves them).
+  [[gnu::always_inline]] static inline void best_loop(const float* scores, int64_t stride, int64_t group, int64_t pages,
+                                                      float* best) {
+    constexpr float kLeast = -std::numeric_limits<float>::infinity();
+    for (int64_t p = 0; p < pages; ++p) best[p] = kLeast;
+    for (int64_t g = 0; g < group; ++g, scores += stride) {
+      float most = kLeast;
+#pragma omp simd reduction(max : most)
+      for (int64_t p = 0; p < pages; ++p) most = scores[p] > most ? scores[p] : most;
+#pragma omp simd
+      for (int64_t p = 0; p < pages; ++p) best[p] = scores[p] - most > best[p] ? scores[p] - most : best[p];
+    }
   }
-  template <class T>
-  ATTEND_TARGET_AVX512 static void avx512(const void* bounds, const float* affine, const float* q, const int32_t* side,
-                                          int64_t group, int64_t d, float* scores, int64_t stride) {
-    loop(static_cast<const T*>(bounds), affine, q, side, group, d, scores, stride);
+  ATTEND_TARGET_AVX2 static void scores_avx2(const float* bounds, const float* q, const int32_t* side, int64_t group,
+                                             int64_t d, float* scores, int64_t stride) {
+    scores_loop(bounds, q, side, group, d, scores, stride);
   }
-  template <class T>
-  static Scores of(Isa isa) {
-    return isa == Isa::kAvx2 ? avx2<T> : avx512<T>;
+  ATTEND_TARGET_AVX512 static void scores_avx512(const float* bounds, const float* q, const int32_t* side,
+                                                 int64_t group, int64_t d, float* scores, int64_t stride) {
+    scores_loop(bounds, q, side, group, d, scores, stride);
   }
+  ATTEND_TARGET_AVX2 static void best_avx2(const float* scores, int64_t stride, int64_t group, int64_t pages,
+                                           float* best) {
+    best_loop(scores, stride, group, pages, best);
+  }
+  ATTEND_TARGET_AVX512 static void best_avx512(const float* scores, int64_t stride, int64_t group, int64_t pages,
+                                               float* best) {
+    best_loop(scores, stride, group, pages, best);
+  }
+
+  explicit Loops(Isa isa)
+      : scores(isa == Isa::kAvx2 ? scores_avx2 : scores_avx512), best(isa == Isa::kAvx2 ? best_avx2 : best_avx512) {}
+  void (*scores)(const float*, const float*, const int32_t*, int64_t, int64_t, float*, int64_t);
+  void (*best)(const float*, int64_t, int64_t, int64_t, float*);
 };
 
 struct QuestOptions {
@@ -85,10 +93,9 @@ class QuestIndex : public SelectorIndex {
   QuestIndex(const SelectorShape& shape, const QuestOptions& options)
       : shape_(shape),
         o_(options),
-        closed_bytes_(options.bytes ? 2 * shape.d * (kLanes + int64_t{sizeof(float)})
-                                    : 2 * shape.d * kLanes * int64_t{sizeof(float)}),
-        closed_(options.bytes ? Bounds::of<uint8_t>(shape.isa) : Bounds::of<float>(shape.isa)),
-        open_(Bounds::of<float>(shape.isa)),
+        codes_(shape.d, shape.isa),
+        closed_bytes_(options.bytes ? codes_.bytes() : 2 * shape.d * kLanes * int64_t{sizeof(float)}),
+        loops_(shape.isa),
         heads_(shape),
         scratch_(static_cast<size_t>(shape.kv_heads)) {}
 
@@ -127,29 +134,18 @@ class QuestIndex : public SelectorIndex {
     scratch.side.resize(static_cast<size_t>(shape_.group * d));
     for (int64_t i = 0; i < shape_.group * d; ++i)
       scratch.side[static_cast<size_t>(i)] = static_cast<int32_t>((i % d + (q[i] > 0 ? d : 0)) * kLanes);
-    for (int64_t group = 0; group < groups; ++group) {
-      float* scores = scratch.scores.data() + group * kLanes;
-      if (group == head.closed_groups) {
-        open_(head.open.data(), nullptr, q, scratch.side.data(), shape_.group, d, scores, padded);
-        continue;
-      }
-      const std::byte* closed = head.closed.data() + group * closed_bytes_;
-      closed_(closed + (o_.bytes ? 2 * d * int64_t{sizeof(float)} : 0),
-              o_.bytes ? reinterpret_cast<const float*>(closed) : nullptr, q, scratch.side.data(), shape_.group, d,
-              scores, padded);
+    float* scores = scratch.scores.data();
+    if (o_.bytes) codes_.scores(head.closed.data(), head.closed_groups, q, shape_.group, scores, padded, scratch.codes);
+    for (int64_t group = o_.bytes ? head.closed_groups : 0; group < groups; ++group) {
+      const auto* closed = reinterpret_cast<const float*>(head.closed.data() + group * closed_bytes_);
+      loops_.scores(group < head.closed_groups ? closed : head.open.data(), q, scratch.side.data(), shape_.group, d,
+                    scores + group * kLanes, padded);
     }
     selection.index_bytes = head.closed_groups * closed_bytes_ +
                             (groups > head.closed_groups ? static_cast<int64_t>(head.open.size() * sizeof(float)) : 0);
+    scratch.best.resize(static_cast<size_t>(head.pages));
+    loops_.best(scores, padded, shape_.group, head.pages, scratch.best.data());
     // The page of the newest key always takes part.
-    // A page counts by the head that wants it most, against that head's best page: scores of different heads have
-    // nothing in common (keys' mean alone moves them).
-    scratch.best.assign(static_cast<size_t>(head.pages), -std::numeric_limits<float>::infinity());
-    for (int64_t g = 0; g < shape_.group; ++g) {
-      const float* scores = scratch.scores.data() + g * padded;
-      const float most = *std::max_element(scores, scores + head.pages);
-      for (size_t page = 0; page < scratch.best.size(); ++page)
-        scratch.best[page] = std::max(scratch.best[page], scores[page] - most);
-    }
     scratch.best.back() = std::numeric_limits<float>::infinity();
     const int64_t wanted = std::clamp<int64_t>(o_.budget / o_.page, 1, head.pages);
     largest(scratch.best, wanted, shape_.isa, scratch.order, scratch.chosen);
@@ -167,7 +163,7 @@ class QuestIndex : public SelectorIndex {
 
  private:
   struct Head {
-    std::vector<std::byte> closed;  // full groups; as bytes: [2, d] affine, then the bounds
+    LargeVector<std::byte> closed;  // full groups
     std::vector<float> open;        // the last group
     int64_t pages = 0, closed_groups = 0;
   };
@@ -175,6 +171,7 @@ class QuestIndex : public SelectorIndex {
     std::vector<float> rows, scores, best;
     std::vector<int32_t> order, side;
     std::vector<int64_t> chosen;
+    PageCodes::Scratch codes;
   };
 
   // The bounds of a page into the open group.
@@ -190,35 +187,21 @@ class QuestIndex : public SelectorIndex {
     }
   }
 
-  static uint8_t byte(float x) { return x > 0 ? static_cast<uint8_t>(std::min(x, 255.0f)) : uint8_t{0}; }
-
-  // The open group is full: it joins the closed ones. Least bounds round down and largest ones up.
+  // The open group is full: it joins the closed ones.
   void close(Head& head) const {
-    const int64_t d = shape_.d;
     head.closed.resize(static_cast<size_t>((head.closed_groups + 1) * closed_bytes_));
     std::byte* to = head.closed.data() + head.closed_groups++ * closed_bytes_;
-    if (!o_.bytes) {
+    if (o_.bytes)
+      codes_.write(head.open.data(), head.open.data() + kLanes * shape_.d, to);
+    else
       std::memcpy(to, head.open.data(), head.open.size() * sizeof(float));
-      return;
-    }
-    auto* affine = reinterpret_cast<float*>(to);
-    auto* bytes = reinterpret_cast<uint8_t*>(affine + 2 * d);
-    for (int64_t c = 0; c < d; ++c) {
-      const float *least = head.open.data() + c * kLanes, *largest = least + kLanes * d;
-      const float low = *std::min_element(least, least + kLanes), high = *std::max_element(largest, largest + kLanes);
-      const float step = (high - low) / 255, per_step = step > 0 ? 1 / step : 0;
-      affine[c] = low, affine[d + c] = step;
-      for (int64_t p = 0; p < kLanes; ++p) {
-        bytes[c * kLanes + p] = byte(std::floor((least[p] - low) * per_step));
-        bytes[(d + c) * kLanes + p] = byte(std::ceil((largest[p] - low) * per_step));
-      }
-    }
   }
 
   SelectorShape shape_;
   QuestOptions o_;
+  PageCodes codes_;
   int64_t closed_bytes_;  // of a group
-  Bounds::Scores closed_, open_;
+  Loops loops_;
   PerHead<Head> heads_;
   std::vector<Scratch> scratch_;  // of kv heads
 };
@@ -249,9 +232,9 @@ constexpr Entry kQuest = {
     .notes =
         "Algorithm 1; prompts are read densely. Pages are of slots. With grouped heads a page counts by the head that "
         "wants it most, against that head's best page (the paper has no groups). Bounds are bytes between the extremes "
-        "of 32 pages, rounded outwards: "
-        "2.25 d bytes "
-        "a page, where bounds=f32 takes 8 d and ranks as the paper does to the last bit.",
+        "of 32 pages, rounded outwards, and queries have 16 bits against them: 2.25 d bytes a page, where bounds=f32 "
+        "takes "
+        "8 d and ranks as the paper does to the last bit.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<SelectorOf<QuestIndex, QuestOptions>>(QuestOptions{
           spec.integer("budget"), spec.integer("page"), spec.integer("dense"), spec.text("bounds") == "int8"});

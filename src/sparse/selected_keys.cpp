@@ -14,6 +14,37 @@ constexpr int64_t kShortRun = 64;  // rows on average, below which they are gath
 
 }  // namespace
 
+void SelectedKeys::append_rows(const RowRun& rows, int64_t count, int64_t bytes, std::byte* to) {
+  const bool dense = rows.stride * size_of(rows.type) == bytes;
+  for (int64_t r = 0; r < count; r += dense ? count : 1)
+    pieces_.push_back({static_cast<const std::byte*>(rows.row(r)), to + r * bytes, dense ? count * bytes : bytes});
+}
+
+// Copies pieces one after another, each line asked for kAhead lines before it is read.
+void SelectedKeys::copy(std::span<const Piece> pieces) {
+  constexpr int64_t kLine = 64;    // bytes
+  constexpr int64_t kAhead = 128;  // lines
+  auto later = pieces.begin();
+  int64_t at = 0;
+  auto fetch = [&] {
+    if (later == pieces.end()) return;
+    __builtin_prefetch(later->from + at);
+    at += kLine;
+    if (at >= later->bytes) ++later, at = 0;
+  };
+  for (int64_t i = 0; i < kAhead; ++i) fetch();
+  for (const Piece& piece : pieces) {
+    int64_t done = 0;
+    for (; done + kLine <= piece.bytes; done += kLine) {
+      fetch();
+      std::memcpy(piece.to + done, piece.from + done, kLine);
+    }
+    if (done == piece.bytes) continue;
+    fetch();
+    std::memcpy(piece.to + done, piece.from + done, static_cast<size_t>(piece.bytes - done));
+  }
+}
+
 SelectedKeys::SelectedKeys() : isa_(active_isa(Context(1))) {}
 
 void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv) {
@@ -33,11 +64,8 @@ void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t 
   view_ = {.runs = runs_, .position = {}};
 }
 
-// Single rows come from memory at random: asked for well ahead, they arrive at its bandwidth instead of its latency.
+// Short runs come from memory at random: asked for well ahead, they arrive at its bandwidth instead of its latency.
 void SelectedKeys::gather(int64_t count, int64_t d, int64_t dv) {
-  constexpr int64_t kAhead = 24;  // rows
-  constexpr int64_t kLine = 64;   // bytes
-  const DenseKernels& kernels = dense_kernels(isa_);
   // What is coded in several ways is read as f32.
   const KeyRun all = runs_.front();
   const bool uniform = std::all_of(runs_.begin(), runs_.end(), [&](const KeyRun& run) {
@@ -46,24 +74,19 @@ void SelectedKeys::gather(int64_t count, int64_t d, int64_t dv) {
   const DType k_type = uniform ? all.k_type : DType::kF32, v_type = uniform ? all.v_type : DType::kF32;
   const int64_t k_row = row_bytes(k_type, d), v_row = row_bytes(v_type, dv);
   if (rows_.bytes() < count * (k_row + v_row)) rows_ = Buffer(count * (k_row + v_row) * 5 / 4);
-  row_.clear();
-  for (const KeyRun& run : runs_)
-    for (int64_t r = 0; r < run.count; ++r) row_.push_back({run.keys().from(r), run.values().from(r)});
   std::byte *k = rows_.data(), *v = k + count * k_row;
-  for (int64_t i = 0; i < count; ++i, k += k_row, v += v_row) {
-    const auto& [later_k, later_v] = row_[static_cast<size_t>(std::min(i + kAhead, count - 1))];
-    const auto fetch = [](const RowRun& row, int64_t width) {
-      const auto* from = static_cast<const std::byte*>(row.data);
-      for (int64_t at = 0; at < row_bytes(row.type, width); at += kLine) __builtin_prefetch(from + at);
-    };
-    fetch(later_k, d), fetch(later_v, dv);
-    const auto& [own_k, own_v] = row_[static_cast<size_t>(i)];
-    if (uniform) {
-      std::memcpy(k, own_k.data, static_cast<size_t>(k_row));
-      std::memcpy(v, own_v.data, static_cast<size_t>(v_row));
-    } else {
-      kernels.widen_run(own_k, 1, d, reinterpret_cast<float*>(k), 0);
-      kernels.widen_run(own_v, 1, dv, reinterpret_cast<float*>(v), 0);
+  if (uniform) {
+    pieces_.clear();
+    for (const KeyRun& run : runs_) {
+      append_rows(run.keys(), run.count, k_row, k + run.first_slot * k_row);
+      append_rows(run.values(), run.count, v_row, v + run.first_slot * v_row);
+    }
+    copy(pieces_);
+  } else {
+    const DenseKernels& kernels = dense_kernels(isa_);
+    for (const KeyRun& run : runs_) {
+      kernels.widen_run(run.keys(), run.count, d, reinterpret_cast<float*>(k) + run.first_slot * d, d);
+      kernels.widen_run(run.values(), run.count, dv, reinterpret_cast<float*>(v) + run.first_slot * dv, dv);
     }
   }
   runs_.assign(1, {.k = rows_.data(),

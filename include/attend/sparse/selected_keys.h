@@ -1,7 +1,8 @@
 #pragma once
 // The chosen keys of one kv head as a view that kernels take: the stored runs cut to the chosen slots, or, where these
 // lie far apart, copies of them side by side. Slots are numbered anew from 0.
-#include <utility>
+#include <cstddef>
+#include <span>
 #include <vector>
 
 #include "attend/sparse/selector.h"
@@ -22,10 +23,18 @@ class SelectedKeys {
   const KeyView& view() const { return view_; }
 
  private:
+  // Memory that is copied in one go.
+  struct Piece {
+    const std::byte* from;
+    std::byte* to;
+    int64_t bytes;
+  };
+  static void copy(std::span<const Piece> pieces);
+  void append_rows(const RowRun& rows, int64_t count, int64_t bytes, std::byte* to);
   void gather(int64_t count, int64_t d, int64_t dv);
 
   std::vector<KeyRun> runs_;
-  std::vector<std::pair<RowRun, RowRun>> row_;  // keys and values to gather
+  std::vector<Piece> pieces_;  // to gather
   Buffer rows_;
   Isa isa_;  // that coded rows are read with: they read the same with any
   KeyView view_;
