@@ -30,6 +30,22 @@ ATTEND_INLINE float value_of(F16 x) {
   return std::bit_cast<float>((shifted >= 0x0f800000u ? special : finite) | sign);
 }
 
+// to[c * to_stride + j] = from[j][c] of 8 x 8 numbers: three times rows i and i + 4 become rows 2 i and 2 i + 1, their
+// elements by turns.
+ATTEND_INLINE void transpose(const float (&from)[8][16], int column, float* to, int64_t to_stride) {
+  typedef float Row __attribute__((vector_size(32)));
+  Row a[8], b[8];
+  for (int j = 0; j < 8; ++j) std::memcpy(&a[j], from[j] + column, sizeof(Row));
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 4; ++i) {
+      b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; ++i) a[i] = b[i];
+  }
+  for (int c = 0; c < 8; ++c) std::memcpy(to + c * to_stride, &a[c], sizeof(Row));
+}
+
 template <class T>
 ATTEND_INLINE void pack_typed(const T* x, int64_t stride, int64_t keys, int64_t d, float* panel) {
   // Blocks of 8 keys x 16 columns: widened by rows, written by columns, in cache lines that are already there.
@@ -46,6 +62,11 @@ ATTEND_INLINE void pack_typed(const T* x, int64_t stride, int64_t keys, int64_t 
         } else {
           for (int64_t c = 0; c < columns; ++c) block[j][c] = value_of(row[c]);
         }
+      }
+      if (columns == 16) {
+        transpose(block, 0, panel + c0 * kPanelKeys + j0, kPanelKeys);
+        transpose(block, 8, panel + (c0 + 8) * kPanelKeys + j0, kPanelKeys);
+        continue;
       }
       for (int64_t c = 0; c < columns; ++c) {
         float* to = panel + (c0 + c) * kPanelKeys + j0;

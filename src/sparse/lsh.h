@@ -120,6 +120,23 @@ struct Loops {
       all[j] = static_cast<uint8_t>(all[j] | met[j]);
     }
   }
+  // cosines[j] = (dots[j] - offset) / sqrt(square * squares[j]) of 64 keys, 0 where that is by 0.
+  [[gnu::always_inline]] static inline void cosines_loop(const float* dots, float offset, float square,
+                                                         const float* squares, float* cosines) {
+#pragma omp simd
+    for (int j = 0; j < kPanelKeys; ++j) {
+      const float norm = std::sqrt(square * squares[j]), cosine = (dots[j] - offset) / norm;
+      cosines[j] = norm > 0 ? cosine : 0.0f;
+    }
+  }
+  ATTEND_TARGET_AVX2 static void cosines_avx2(const float* dots, float offset, float square, const float* squares,
+                                              float* cosines) {
+    cosines_loop(dots, offset, square, squares, cosines);
+  }
+  ATTEND_TARGET_AVX512 static void cosines_avx512(const float* dots, float offset, float square, const float* squares,
+                                                  float* cosines) {
+    cosines_loop(dots, offset, square, squares, cosines);
+  }
   ATTEND_TARGET_AVX2 static void squares_avx2(const float* panel, const float* mean, int64_t d, float* squares) {
     squares_loop(panel, mean, d, squares);
   }
@@ -134,8 +151,11 @@ struct Loops {
   }
 
   explicit Loops(Isa isa)
-      : squares(isa == Isa::kAvx2 ? squares_avx2 : squares_avx512), met(isa == Isa::kAvx2 ? met_avx2 : met_avx512) {}
+      : squares(isa == Isa::kAvx2 ? squares_avx2 : squares_avx512),
+        cosines(isa == Isa::kAvx2 ? cosines_avx2 : cosines_avx512),
+        met(isa == Isa::kAvx2 ? met_avx2 : met_avx512) {}
   void (*squares)(const float*, const float*, int64_t, float*);
+  void (*cosines)(const float*, float, float, const float*, float*);
   void (*met)(uint8_t*, int64_t, uint8_t*);
 };
 

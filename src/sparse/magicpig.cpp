@@ -94,7 +94,13 @@ class LshIndex : public SelectorIndex {
     LargeVector<uint16_t> keys;   // [tables, end - begin], by code
   };
   using Head = std::vector<Segment>;
+  // A part of a table's keys within one line of memory, and where their meetings with a query are counted.
+  struct Line {
+    const uint16_t *from, *end;
+    uint8_t* met;
+  };
   struct Scratch {
+    std::vector<Line> lines;
     std::vector<float> rows, dots, norms, weights;  // weights [sampled, group]
     std::vector<std::byte> bytes;
     std::vector<uint16_t> codes;
@@ -169,11 +175,8 @@ class LshIndex : public SelectorIndex {
     const int64_t padded = (n + 63) / 64 * 64;
     scratch.met.assign(static_cast<size_t>(group * padded), 0);
     scratch.all.assign(static_cast<size_t>(padded), 0);
-    for (int64_t g = 0; g < group; ++g) {
-      uint8_t* met = scratch.met.data() + g * padded;
-      count(segment, scratch.codes.data() + g * o_.tables, met, bytes);
-      loops_.met(met, padded, scratch.all.data());
-    }
+    count(segment, padded, scratch, bytes);
+    for (int64_t g = 0; g < group; ++g) loops_.met(scratch.met.data() + g * padded, padded, scratch.all.data());
     const size_t before = scratch.sampled.size();
     for (int64_t at = 0; at < padded; at += 8) {
       uint64_t word;
@@ -183,31 +186,43 @@ class LshIndex : public SelectorIndex {
     weigh(segment, keys, q, before, padded, scratch);
   }
 
-  // How often keys meet a query's codes, at most twice.
-  void count(const Segment& segment, const uint16_t* code, uint8_t* met, int64_t& bytes) const {
-    const int64_t n = segment.end - segment.begin, codes = int64_t{1} << o_.bits;
-    // Tables lie all over memory: what comes later is asked for early.
-    constexpr int64_t kAhead = 24;
-    auto place = [&](int64_t t) { return segment.first.data() + t * (codes + 1) + code[t]; };
-    for (int64_t t = 0; t < o_.tables; ++t) __builtin_prefetch(place(t));
-    auto fetch = [&](int64_t t) {
-      const uint16_t *from = segment.keys.data() + t * n + place(t)[0], *to = segment.keys.data() + t * n + place(t)[1];
-      const auto* line = reinterpret_cast<const std::byte*>(reinterpret_cast<uintptr_t>(from) / 64 * 64);
-      for (; line < reinterpret_cast<const std::byte*>(to); line += 64) __builtin_prefetch(line);
+  // How often keys meet the codes of each query, at most twice.
+  void count(const Segment& segment, int64_t padded, Scratch& scratch, int64_t& bytes) const {
+    constexpr uintptr_t kLine = 64;  // bytes
+    constexpr size_t kAhead = 48;    // lines
+    const int64_t n = segment.end - segment.begin, codes = int64_t{1} << o_.bits, group = shape_.group;
+    auto place = [&](int64_t g, int64_t t) {
+      return segment.first.data() + t * (codes + 1) + scratch.codes[static_cast<size_t>(g * o_.tables + t)];
     };
-    for (int64_t t = 0; t < std::min(kAhead, o_.tables); ++t) fetch(t);
-    for (int64_t t = 0; t < o_.tables; ++t) {
-      if (t + kAhead < o_.tables) fetch(t + kAhead);
-      const uint16_t *key = segment.keys.data() + t * n + place(t)[0], *end = segment.keys.data() + t * n + place(t)[1];
-      bytes += static_cast<int64_t>((2 + static_cast<size_t>(end - key)) * sizeof(uint16_t));
-      for (; key < end; ++key) met[*key] = static_cast<uint8_t>(met[*key] + (met[*key] < 2 ? 1 : 0));
+    // Tables lie all over memory: their lines are listed first and then each asked for well before it is read.
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t t = 0; t < o_.tables; ++t) __builtin_prefetch(place(g, t));
+    std::vector<Line>& lines = scratch.lines;
+    lines.clear();
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t t = 0; t < o_.tables; ++t) {
+        const uint16_t *from = segment.keys.data() + t * n + place(g, t)[0],
+                       *end = from - place(g, t)[0] + place(g, t)[1];
+        bytes += static_cast<int64_t>((2 + static_cast<size_t>(end - from)) * sizeof(uint16_t));
+        while (from < end) {
+          const auto* next = reinterpret_cast<const uint16_t*>((reinterpret_cast<uintptr_t>(from) / kLine + 1) * kLine);
+          lines.push_back({from, std::min(next, end), scratch.met.data() + g * padded});
+          from = next;
+        }
+      }
+    for (size_t i = 0; i < std::min(kAhead, lines.size()); ++i) __builtin_prefetch(lines[i].from);
+    for (size_t i = 0; i < lines.size(); ++i) {
+      if (i + kAhead < lines.size()) __builtin_prefetch(lines[i + kAhead].from);
+      uint8_t* met = lines[i].met;
+      for (const uint16_t* key = lines[i].from; key < lines[i].end; ++key)
+        met[*key] = static_cast<uint8_t>(met[*key] + (met[*key] < 2 ? 1 : 0));
     }
   }
 
   // Cosines of the angles between queries and keys, less the mean, in panels of 64 keys.
   void weigh(const Segment& segment, const KeyView& keys, const float* q, size_t first, int64_t padded,
              Scratch& scratch) const {
-    constexpr int64_t kAhead = 24;  // rows
+    constexpr int64_t kAhead = 48;  // rows
     const int64_t d = shape_.d, group = shape_.group, count = static_cast<int64_t>(scratch.sampled.size());
     // Stages of a store follow one another: keys that are coded in several ways differ at the ends.
     const KeyRun &oldest = keys.runs.front(), &newest = keys.runs.back();
@@ -244,14 +259,14 @@ class LshIndex : public SelectorIndex {
       kernels.dots(q, d, group, d, scratch.rows.data(), scratch.dots.data(), kPanelKeys);
       float squares[kPanelKeys];
       loops_.squares(scratch.rows.data(), segment.mean.data(), d, squares);
-      for (int64_t j = 0; j < width; ++j)
-        for (int64_t g = 0; g < group; ++g) {
-          const bool met = scratch.met[static_cast<size_t>(g * padded + slots[begin + j] - segment.begin)];
-          const float norm = std::sqrt(norms[g] * squares[j]);
-          const float dot = scratch.dots[static_cast<size_t>(g * kPanelKeys + j)] - offsets[g];
-          scratch.weights[static_cast<size_t>((begin + j) * group + g)] =
-              met ? likelihood_.log_weight(norm > 0 ? dot / norm : 0.0f) : -INFINITY;
-        }
+      for (int64_t g = 0; g < group; ++g) {
+        float cosines[kPanelKeys];
+        loops_.cosines(scratch.dots.data() + g * kPanelKeys, offsets[g], norms[g], squares, cosines);
+        const uint8_t* met = scratch.met.data() + g * padded;
+        float* to = scratch.weights.data() + begin * group + g;
+        for (int64_t j = 0; j < width; ++j)
+          to[j * group] = met[slots[begin + j] - segment.begin] ? likelihood_.log_weight(cosines[j]) : -INFINITY;
+      }
     }
   }
 
