@@ -13,6 +13,7 @@
 #include "attend/lm/token_class.h"
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
+#include "check_reads.h"
 #include "executor.h"
 #include "retainer.h"
 #include "selective_reader.h"
@@ -110,28 +111,6 @@ std::unique_ptr<Operator> make_mechanism(Spec& spec, const AttentionLayer& layer
   return mechanism;
 }
 
-// Throws Error(kUnsupported) for a mechanism that does not read keys where a store has them, or needs more than keys.
-void check_reads_stores(const Operator& mechanism, const Spec& spec, const AttentionLayer& layer) {
-  std::vector<float> q(static_cast<size_t>(layer.heads * layer.d)), out(static_cast<size_t>(layer.heads * layer.dv)),
-      k(static_cast<size_t>(layer.d)), v(static_cast<size_t>(layer.dv));
-  const KeyRun run{
-      .k = k.data(), .v = v.data(), .k_stride = layer.d, .v_stride = layer.dv, .first_slot = 0, .count = 1};
-  const std::vector<KeyView> keys(static_cast<size_t>(layer.kv_heads), KeyView{{&run, 1}, {}});
-  int32_t position = 0;
-  Context context(1);
-  try {
-    mechanism.forward({{"q", dense_view(q.data(), DType::kF32, {1, layer.heads, 1, layer.d})},
-                       {"k", std::span<const KeyView>(keys)},
-                       {"q_positions", dense_view(&position, DType::kI32, {1, 1})}},
-                      {{"out", dense_view(out.data(), DType::kF32, {1, layer.heads, 1, layer.dv})}}, Form::kAny,
-                      context);
-  } catch (const Error& error) {
-    throw Error(
-        ErrorKind::kUnsupported, "policy", spec.name, "",
-        fmt::format("can't run in a model, which has queries and stored keys and values alone: {}", error.what()));
-  }
-}
-
 std::unique_ptr<Store> open_store(const Graph& graph, const Policy& policy, const Registry& registry, int64_t context,
                                   const StoreFactory* stores) {
   const AttentionLayer& first = graph.layers.front();
@@ -188,7 +167,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
     const auto same = std::find(specs.begin(), specs.end(), spec);
     const size_t index = static_cast<size_t>(same - specs.begin());
     if (same == specs.end()) {
-      check_reads_stores(*mechanism, spec, layer);
+      check_reads(spec.name, *mechanism, layer, *codec);
       specs.push_back(spec);
       mechanisms_.push_back(std::move(mechanism));
     }

@@ -152,7 +152,9 @@ void Executor::run(const op::Attend& o, Step& step) {
   const bool asking = step.policies.reader && step.policies.reader->wants_queries(o.layer);
   if (observed || weighing || asking) {
     lse_.resize(static_cast<size_t>(layer.heads * step.rows));
-    out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
+    // A mechanism whose queries alone are wanted may have none.
+    if (weighing || asking || !retainer.wants_queries(o.layer))
+      out.emplace("lse", dense_view(lse_.data(), DType::kF32, {1, layer.heads, step.rows}));
   }
   if (weighing) {  // a token that may read a part of the keys: no retention observes it
     SelectiveReader& reader = *step.policies.reader;

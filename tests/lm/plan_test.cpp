@@ -1,10 +1,10 @@
 // Plans in a model.
 #include <cctype>
-#include <fstream>
 
 #include "attend/kv/head_gates.h"
 #include "lm/follow_rule.h"
 #include "support/expect_error.h"
+#include "support/gate_file.h"
 
 namespace attend {
 namespace {
@@ -12,6 +12,7 @@ namespace {
 using test::all_logits;
 using test::expect_error;
 using test::follow;
+using test::GateFile;
 using test::Kept;
 using test::Keys;
 using test::load;
@@ -22,20 +23,6 @@ using test::some_ids;
 using test::Weights;
 
 constexpr int64_t kKeyBytes = 16 * 4;  // of a key and value in f32
-
-struct GateFile {
-  explicit GateFile(const HeadGates& gates) {
-    char name[] = "/tmp/attend-gates-XXXXXX";
-    folder = mkdtemp(name);
-    path = folder / "heads.json";
-    std::ofstream(path) << to_json(gates);
-  }
-  ~GateFile() { std::filesystem::remove_all(folder); }
-  std::string policy(std::string_view options, std::string_view plan = "duo") const {
-    return fmt::format("{}:plan=\"{}\",{}", plan, path.native(), options);
-  }
-  std::filesystem::path folder, path;
-};
 
 // Two layers of two heads: (0, 1) and (1, 0) have the largest gates.
 class Duo : public testing::Test {
