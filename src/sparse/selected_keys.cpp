@@ -10,7 +10,7 @@
 namespace attend {
 namespace {
 
-constexpr int64_t kShortRun = 64;  // rows on average, below which they are gathered
+constexpr int64_t kShortRun = 256;  // rows on average, below which they are gathered
 
 }  // namespace
 
