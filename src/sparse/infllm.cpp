@@ -23,7 +23,11 @@ struct InfLlmOptions {
 class InfLlmIndex : public SelectorIndex {
  public:
   InfLlmIndex(const SelectorShape& shape, const InfLlmOptions& options)
-      : shape_(shape), o_(options), kernels_(dense_kernels(shape.isa)), heads_(shape) {}
+      : shape_(shape),
+        o_(options),
+        kernels_(dense_kernels(shape.isa)),
+        heads_(shape),
+        scratch_(static_cast<size_t>(shape.kv_heads)) {}
 
   // Blocks are of positions and keep what they are remembered by: keys may come and go.
   void update(int, int, const KeyView&, int64_t) override {}
@@ -97,7 +101,9 @@ class InfLlmIndex : public SelectorIndex {
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
     const Head& head = heads_.at(layer, kv_head);
-    std::vector<float> relevance(static_cast<size_t>(head.count), 0.0f);
+    Choosing& scratch = scratch_[static_cast<size_t>(kv_head)];
+    std::vector<float>& relevance = scratch.scores;
+    relevance.assign(static_cast<size_t>(head.count), 0.0f);
     for (size_t g = 0; g < head.blocks.size(); ++g) {
       head.blocks[g].products(kernels_, q + static_cast<int64_t>(g) * shape_.d, 1, head.count,
                               [&](int64_t block, int64_t, float x) { relevance[static_cast<size_t>(block)] += x; });
@@ -110,7 +116,7 @@ class InfLlmIndex : public SelectorIndex {
     // What has left the window but fills no block is read, too.
     Budget budget = o_.budget;
     budget.recent = n - slot_at(keys, begin_of(head.count));
-    read_best(relevance, budget, n, slots, selection);
+    read_best(relevance, budget, n, slots, scratch, selection);
   }
 
   void clear() override { heads_.clear(); }
@@ -178,6 +184,7 @@ class InfLlmIndex : public SelectorIndex {
   InfLlmOptions o_;
   const DenseKernels& kernels_;
   PerHead<Head> heads_;
+  std::vector<Choosing> scratch_;  // of kv heads
 };
 
 constexpr Option kOptions[] = {

@@ -56,13 +56,16 @@ class VectorTable {
   // f(vector, head, product) for the first `vectors` and the rows of q [heads, d].
   template <class F>
   void products(const DenseKernels& kernels, const float* q, int64_t heads, int64_t vectors, F f) const {
-    std::vector<float> products(static_cast<size_t>(heads * kPanelKeys));
-    for (int64_t first = 0; first < vectors; first += kPanelKeys) {
-      kernels.dots(q, d_, heads, d_, panels_.data() + first * d_, products.data(), kPanelKeys);
-      for (int64_t h = 0; h < heads; ++h)
-        for (int64_t v = first; v < std::min(vectors, first + kPanelKeys); ++v)
-          f(v, h, products[static_cast<size_t>(h * kPanelKeys + v - first)]);
-    }
+    constexpr int64_t kHeads = 8;  // at once
+    float products[kHeads * kPanelKeys];
+    for (int64_t first = 0; first < vectors; first += kPanelKeys)
+      for (int64_t head = 0; head < heads; head += kHeads) {
+        const int64_t count = std::min(kHeads, heads - head);
+        kernels.dots(q + head * d_, d_, count, d_, panels_.data() + first * d_, products, kPanelKeys);
+        for (int64_t h = 0; h < count; ++h)
+          for (int64_t v = first; v < std::min(vectors, first + kPanelKeys); ++v)
+            f(v, head + h, products[h * kPanelKeys + v - first]);
+      }
   }
   int64_t bytes() const { return static_cast<int64_t>(panels_.capacity() * sizeof(float)); }
   int64_t bytes_of(int64_t vectors) const { return vectors * d_ * static_cast<int64_t>(sizeof(float)); }
@@ -72,12 +75,20 @@ class VectorTable {
   std::vector<float> panels_;  // of 64 vectors, [d, 64]
 };
 
+// Scratch of a kv head's choices, kept from token to token.
+struct Choosing {
+  std::vector<float> scores, likeness, question;
+  std::vector<int64_t> order, proposed;
+  std::vector<KeyRange> chosen;
+};
+
 // Sinks, the newest keys, and groups in descending order of score, the later one first among equals, up to the first
 // that does not fit. slots(group) are its keys. No score may be NaN.
 template <class Slots>
-void read_best(std::span<const float> scores, const Budget& budget, int64_t n, const Slots& slots,
+void read_best(std::span<const float> scores, const Budget& budget, int64_t n, const Slots& slots, Choosing& scratch,
                Selection& selection) {
-  std::vector<int64_t> heap(scores.size());
+  std::vector<int64_t>& heap = scratch.order;
+  heap.resize(scores.size());
   std::iota(heap.begin(), heap.end(), int64_t{0});
   const auto worse = [&](int64_t a, int64_t b) {
     const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
@@ -85,7 +96,8 @@ void read_best(std::span<const float> scores, const Budget& budget, int64_t n, c
   };
   std::make_heap(heap.begin(), heap.end(), worse);
   const int64_t near = n - budget.recent;
-  std::vector<KeyRange> chosen;
+  std::vector<KeyRange>& chosen = scratch.chosen;
+  chosen.clear();
   int64_t left = budget.left();
   for (auto end = heap.end(); end != heap.begin(); --end) {
     std::pop_heap(heap.begin(), end, worse);

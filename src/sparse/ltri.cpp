@@ -1,7 +1,9 @@
 // Ltri-LLM: spans that attention itself marks off, as triangles along its diagonal, are found again by their keys.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <map>
 
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
@@ -59,14 +61,17 @@ std::vector<int64_t> find_spans(const Band& band, int64_t rows, double threshold
     }
   }
   std::vector<uint8_t> ends(static_cast<size_t>(rows) + 1, 0);
-  while (!triangles.empty()) {
-    const Triangle best =
-        *std::min_element(triangles.begin(), triangles.end(), [](const Triangle& a, const Triangle& b) {
-          if (a.score != b.score) return a.score > b.score;
-          return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-        });
-    ends[static_cast<size_t>(best.begin)] = ends[static_cast<size_t>(best.end)] = 1;
-    std::erase_if(triangles, [&](const Triangle& t) { return t.begin < best.end && best.begin < t.end; });
+  std::sort(triangles.begin(), triangles.end(), [](const Triangle& a, const Triangle& b) {
+    if (a.score != b.score) return a.score > b.score;
+    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+  });
+  std::map<int64_t, int64_t> taken;  // ends of those that stayed, by where they begin
+  for (const Triangle& t : triangles) {
+    const auto later = taken.lower_bound(t.begin);
+    if (later != taken.end() && later->first < t.end) continue;
+    if (later != taken.begin() && std::prev(later)->second > t.begin) continue;
+    taken.emplace_hint(later, t.begin, t.end);
+    ends[static_cast<size_t>(t.begin)] = ends[static_cast<size_t>(t.end)] = 1;
   }
   ends[static_cast<size_t>(rows)] = 1;
   std::vector<int64_t> spans;
@@ -78,7 +83,11 @@ std::vector<int64_t> find_spans(const Band& band, int64_t rows, double threshold
 class LtriIndex : public SelectorIndex {
  public:
   LtriIndex(const SelectorShape& shape, const LtriOptions& options)
-      : shape_(shape), o_(options), kernels_(dense_kernels(shape.isa)), heads_(shape) {}
+      : shape_(shape),
+        o_(options),
+        kernels_(dense_kernels(shape.isa)),
+        heads_(shape),
+        scratch_(static_cast<size_t>(shape.kv_heads)) {}
 
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (Head& head = heads_.at(layer, kv_head); from < head.slot.back()) locate(head, keys);
@@ -139,7 +148,9 @@ class LtriIndex : public SelectorIndex {
     const auto slots = [&](int64_t span) {
       return KeyRange{head.slot[static_cast<size_t>(span)], head.slot[static_cast<size_t>(span) + 1]};
     };
-    read_best(score(head, q), o_.budget, n, slots, selection);
+    Choosing& scratch = scratch_[static_cast<size_t>(kv_head)];
+    score(head, q, scratch.scores);
+    read_best(scratch.scores, o_.budget, n, slots, scratch, selection);
     // Of the vectors, and of the keys that the new token's own weights are worked out for.
     const int64_t open = head.slot.back();
     selection.index_bytes = head.vectors.bytes_of(head.spans() * per_span()) +
@@ -258,19 +269,19 @@ class LtriIndex : public SelectorIndex {
   }
 
   // Of each span: the largest product of a query and one of its vectors.
-  std::vector<float> score(const Head& head, const float* q) const {
-    std::vector<float> best(static_cast<size_t>(head.spans()), kNone);
+  void score(const Head& head, const float* q, std::vector<float>& best) const {
+    best.assign(static_cast<size_t>(head.spans()), kNone);
     head.vectors.products(kernels_, q, shape_.group, head.spans() * per_span(), [&](int64_t v, int64_t, float product) {
       float& most = best[static_cast<size_t>(v / per_span())];
       if (product > most) most = product;
     });
-    return best;
   }
 
   SelectorShape shape_;
   LtriOptions o_;
   const DenseKernels& kernels_;
   PerHead<Head> heads_;
+  std::vector<Choosing> scratch_;  // of kv heads
 };
 
 constexpr Option kOptions[] = {

@@ -5,10 +5,12 @@
 #include <limits>
 #include <numeric>
 
+#include "attend/simd/hook.h"
 #include "attend/simd/key_rows.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/registry.h"
 #include "sparse/entries.h"
+#include "sparse/fixed_dot.h"
 #include "sparse/key_groups.h"
 #include "sparse/selector_of.h"
 
@@ -20,10 +22,36 @@ struct ClipOptions {
   int64_t clip, keep, shortlist, dense_layers;
 };
 
+// The largest product of some row of x [rows, d] and some row of q [group, d]; a NaN is none.
+struct LargestProduct {
+  using Function = float (*)(const float* x, int64_t rows, const float* q, int64_t group, int64_t d);
+  [[gnu::always_inline]] static inline float loop(const float* x, int64_t rows, const float* q, int64_t group,
+                                                  int64_t d) {
+    float most = -std::numeric_limits<float>::infinity();
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t g = 0; g < group; ++g) {
+        const float product = fixed_dot(x + r * d, q + g * d, d);
+        if (product > most) most = product;
+      }
+    return most;
+  }
+  ATTEND_TARGET_AVX2 static float avx2(const float* x, int64_t rows, const float* q, int64_t group, int64_t d) {
+    return loop(x, rows, q, group, d);
+  }
+  ATTEND_TARGET_AVX512 static float avx512(const float* x, int64_t rows, const float* q, int64_t group, int64_t d) {
+    return loop(x, rows, q, group, d);
+  }
+};
+
 class ClipIndex : public SelectorIndex {
  public:
   ClipIndex(const SelectorShape& shape, const ClipOptions& options)
-      : shape_(shape), o_(options), kernels_(dense_kernels(shape.isa)), heads_(shape) {
+      : shape_(shape),
+        o_(options),
+        kernels_(dense_kernels(shape.isa)),
+        largest_(shape.isa == Isa::kAvx2 ? LargestProduct::avx2 : LargestProduct::avx512),
+        heads_(shape),
+        scratch_(static_cast<size_t>(shape.kv_heads)) {
     clear();
   }
 
@@ -54,18 +82,29 @@ class ClipIndex : public SelectorIndex {
     selection.everything = layer < o_.dense_layers || n <= o_.budget.keys;
     if (selection.everything) return;
     const Memory& memory = heads_.at(layer, kv_head);
-    std::vector<float> question(q, q + shape_.group * d);
+    Choosing& scratch = scratch_[static_cast<size_t>(kv_head)];
+    std::vector<float>& question = scratch.question;
+    question.assign(q, q + shape_.group * d);
     for (int64_t g = 0; g < shape_.group; ++g) {
       const float length = norm(q + g * d);
       for (int64_t c = 0; c < d; ++c) question[static_cast<size_t>(g * d + c)] /= length > 0 ? length : 1.0f;
     }
-    std::vector<float> best(static_cast<size_t>(clips), kNone);
-    for (int64_t clip : propose(memory, clips, question.data(), selection.index_bytes)) {
-      best[static_cast<size_t>(clip)] = remembered(memory, clip, question.data());
-      selection.index_bytes += o_.keep * d * static_cast<int64_t>(sizeof(float));
+    std::vector<float>& best = scratch.scores;
+    best.assign(static_cast<size_t>(clips), kNone);
+    propose(memory, clips, scratch, selection.index_bytes);
+    constexpr size_t kAhead = 8;  // clips, whose memory lies apart
+    const int64_t width = o_.keep * d;
+    for (size_t i = 0; i < scratch.proposed.size(); ++i) {
+      const int64_t clip = scratch.proposed[i];
+      const int64_t later = scratch.proposed[std::min(i + kAhead, scratch.proposed.size() - 1)];
+      for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(memory.short_term.data() + later * width + c);
+      // The largest cosine of a question and a vector of the clip's short-term memory.
+      best[static_cast<size_t>(clip)] =
+          largest_(memory.short_term.data() + clip * width, o_.keep, question.data(), shape_.group, d);
+      selection.index_bytes += width * static_cast<int64_t>(sizeof(float));
     }
     const auto slots = [&](int64_t clip) { return KeyRange{clip * o_.clip, (clip + 1) * o_.clip}; };
-    read_best(best, o_.budget, n, slots, selection);
+    read_best(best, o_.budget, n, slots, scratch, selection);
   }
 
   void clear() override {
@@ -98,16 +137,19 @@ class ClipIndex : public SelectorIndex {
   }
 
   // Clips whose short-term memory is looked at: those that long-term memory finds most like the question, or all.
-  std::vector<int64_t> propose(const Memory& memory, int64_t clips, const float* question, int64_t& bytes) const {
-    std::vector<int64_t> proposed(static_cast<size_t>(clips));
+  void propose(const Memory& memory, int64_t clips, Choosing& scratch, int64_t& bytes) const {
+    std::vector<int64_t>& proposed = scratch.proposed;
+    proposed.resize(static_cast<size_t>(clips));
     std::iota(proposed.begin(), proposed.end(), int64_t{0});
     const int64_t fit = std::max<int64_t>(1, o_.budget.left() / o_.clip);
-    if (o_.shortlist == 0 || clips / o_.shortlist < fit) return proposed;
-    std::vector<float> likeness(static_cast<size_t>(clips), kNone);
-    memory.long_term.products(kernels_, question, shape_.group, clips, [&](int64_t clip, int64_t, float cosine) {
-      float& most = likeness[static_cast<size_t>(clip)];
-      if (cosine > most) most = cosine;
-    });
+    if (o_.shortlist == 0 || clips / o_.shortlist < fit) return;
+    std::vector<float>& likeness = scratch.likeness;
+    likeness.assign(static_cast<size_t>(clips), kNone);
+    memory.long_term.products(kernels_, scratch.question.data(), shape_.group, clips,
+                              [&](int64_t clip, int64_t, float cosine) {
+                                float& most = likeness[static_cast<size_t>(clip)];
+                                if (cosine > most) most = cosine;
+                              });
     bytes += memory.long_term.bytes_of(clips);
     const auto end = proposed.begin() + fit * o_.shortlist;
     std::nth_element(proposed.begin(), end - 1, proposed.end(), [&](int64_t a, int64_t b) {
@@ -115,27 +157,15 @@ class ClipIndex : public SelectorIndex {
       return x != y ? x > y : a > b;
     });
     proposed.erase(end, proposed.end());
-    return proposed;
-  }
-
-  // The largest cosine of a question and a vector of the clip's short-term memory.
-  float remembered(const Memory& memory, int64_t clip, const float* question) const {
-    float best = kNone;
-    for (int64_t part = clip * o_.keep; part < (clip + 1) * o_.keep; ++part)
-      for (int64_t g = 0; g < shape_.group; ++g) {
-        float cosine = 0;
-        for (int64_t c = 0; c < shape_.d; ++c)
-          cosine += question[g * shape_.d + c] * memory.short_term[static_cast<size_t>(part * shape_.d + c)];
-        if (cosine > best) best = cosine;
-      }
-    return best;
   }
 
   static constexpr float kNone = -std::numeric_limits<float>::infinity();
   SelectorShape shape_;
   ClipOptions o_;
   const DenseKernels& kernels_;
+  LargestProduct::Function largest_;
   PerHead<Memory> heads_;
+  std::vector<Choosing> scratch_;  // of kv heads
 };
 
 constexpr Option kOptions[] = {

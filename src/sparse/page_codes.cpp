@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "attend/simd/hook.h"
+#include "sparse/fixed_dot.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -65,21 +66,6 @@ struct Plain {
   }
 };
 
-// In one order everywhere: 16 sums by channel mod 16.
-[[gnu::always_inline]] inline float dot(const float* x, const float* y, int64_t n) {
-  constexpr int64_t kLanes = 16;
-  float sum[kLanes] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) {
-#pragma omp simd
-    for (int64_t i = 0; i < kLanes; ++i) sum[i] += x[c + i] * y[c + i];
-  }
-  for (int64_t i = 0; c < n; ++c, ++i) sum[i] += x[c] * y[c];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) sum[i] += sum[i + half];
-  return sum[0];
-}
-
 // `ahead`: as many bytes are asked for of the groups that follow these.
 template <class Sums>
 [[gnu::always_inline]] inline void score_loop(const std::byte* codes, int64_t groups, int64_t bytes, const Query& query,
@@ -87,7 +73,7 @@ template <class Sums>
   for (int64_t i = 0; i < groups; ++i, codes += bytes, scores += kCodedPages) {
     for (int64_t line = 0; line < ahead; line += kLine) __builtin_prefetch(codes + groups * bytes + line);
     const Layout group(codes, query.padded);
-    const float base = dot(query.q, group.low, query.d);
+    const float base = fixed_dot(query.q, group.low, query.d);
     alignas(64) int32_t sum[kCodedPages];
     Sums::sums(group, query, factor, words, sum);
     const float unit = query.unit * *group.widest;
