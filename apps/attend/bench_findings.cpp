@@ -54,6 +54,20 @@ void threads(const std::vector<Measured>& all, int count, std::vector<std::strin
   }
 }
 
+// Selectors: where they say that they pay, they cost no more than exact attention.
+void pays(const std::vector<Measured>& all, std::vector<std::string>& findings) {
+  constexpr std::string_view kMark = "-pays-";
+  for (const Measured& m : all) {
+    const std::string_view name = m.row->name;
+    const size_t mark = name.find(kMark);
+    if (mark == name.npos) continue;
+    findings.push_back(
+        fmt::format("{} ({}) {} from {} keys: {:.2f}x the time of exact attention there",
+                    name.substr(name.find('/') + 1, mark - name.find('/') - 1), name.substr(mark + kMark.size()),
+                    m.result->ratio.median <= 1 ? "pays" : "DOES NOT PAY", axis(*m.row, "Tk"), m.result->ratio.median));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> bench_findings(const std::vector<BenchRow>& rows, const std::vector<BenchResult>& results,
@@ -67,6 +81,7 @@ std::vector<std::string> bench_findings(const std::vector<BenchRow>& rows, const
   std::vector<std::string> findings;
   grid(of("exact/grid-"), findings);
   keys(of("exact/keys-"), findings);
+  pays(of("sparse/"), findings);
   // A pair lacks its partner where one failed or the filter left it out.
   std::vector<Measured> pairs;
   const std::vector<Measured> scaled = of("exact/threads-");

@@ -249,19 +249,23 @@ std::vector<BenchRow> selector_rows() {
             ->wants_queries(31))
       continue;
     const int64_t tokens = complete.find("stride") ? complete.integer("stride") : 1;
+    auto add = [&](const std::string& row, const std::string& spec, int64_t n, int64_t d, bool all) {
+      rows.push_back(
+          {row,
+           spec,
+           "f16",
+           {{"Hq", kHeads}, {"Hkv", kKvHeads}, {"Tq", 1}, {"Tk", n}, {"D", d}},
+           true,
+           [=](Limits& limits, Context& context) { return run_selector(spec, n, d, tokens, all, limits, context); }});
+    };
     for (int64_t n : {32768, 65536})
       for (int64_t d : {64, 128})
-        for (bool all : {true, false}) {
-          const std::string spec = budgeted ? fmt::format("{}:budget={}", name, n / 16) : name + ":bits=11";
-          rows.push_back({fmt::format("sparse/{}-{}k-d{}{}", name, n / 1024, d, all ? "" : "/budget"),
-                          spec,
-                          "f16",
-                          {{"Hq", kHeads}, {"Hkv", kKvHeads}, {"Tq", 1}, {"Tk", n}, {"D", d}},
-                          true,
-                          [=](Limits& limits, Context& context) {
-                            return run_selector(spec, n, d, tokens, all, limits, context);
-                          }});
-        }
+        for (bool all : {true, false})
+          add(fmt::format("sparse/{}-{}k-d{}{}", name, n / 1024, d, all ? "" : "/budget"),
+              budgeted ? fmt::format("{}:budget={}", name, n / 16) : name + ":bits=11", n, d, all);
+    // Where the selector says that it costs no more than reading everything.
+    if (const int64_t n = registry().make<Selector>(complete)->pays_from(); n > 0)
+      for (int64_t d : {64, 128}) add(fmt::format("sparse/{}-pays-d{}", name, d), name, n, d, true);
   }
   return rows;
 }

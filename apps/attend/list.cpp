@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "attend/report/table.h"
+#include "attend/sparse/selector.h"
 #include "attend/tensor/cascade.h"
 #include "attend/tensor/registry.h"
 #include "command.h"
@@ -20,14 +21,9 @@ Json papers_json(const Entry& entry) {
 }
 
 Json summary_json(const Entry& entry) {
-  return {{"name", entry.name},
-          {"kind", name_of(entry.kind)},
-          {"aliases", entry.aliases},
-          {"room", entry.room},
-          {"summary", entry.summary},
-          {"papers", papers_json(entry)},
-          {"forms", entry.traits.forms},
-          {"patterns", entry.traits.patterns}};
+  return {{"name", entry.name},          {"kind", name_of(entry.kind)},      {"aliases", entry.aliases},
+          {"room", entry.room},          {"summary", entry.summary},         {"papers", papers_json(entry)},
+          {"forms", entry.traits.forms}, {"patterns", entry.traits.patterns}};
 }
 
 int list_entries(bool json) {
@@ -80,6 +76,12 @@ Json ports_json(std::span<const Port> ports) {
   return rows;
 }
 
+// Keys from which a selector of default options pays; 0 where that is not known.
+int64_t pays_from(const Entry& entry) {
+  if (entry.kind != Kind::kSelector) return 0;
+  return registry().make<Selector>(parse_spec(std::string(entry.name)))->pays_from();
+}
+
 Json entry_json(const Entry& entry) {
   Json j = summary_json(entry);
   j["equation"] = entry.equation;
@@ -110,6 +112,7 @@ Json entry_json(const Entry& entry) {
     }
     j["options"].push_back(row);
   }
+  if (const int64_t keys = pays_from(entry); keys > 0) j["pays_from"] = keys;
   j["in"] = ports_json(entry.in);
   j["out"] = ports_json(entry.out);
   return j;
@@ -153,6 +156,13 @@ void print_entry(const Entry& entry) {
   if (entry.kind == Kind::kMechanism) field("same bits", same_bits_text(entry.traits.same_bits));
   field("forms", fmt::format("{}", fmt::join(entry.traits.forms, ", ")));
   field("patterns", fmt::format("{}", fmt::join(entry.traits.patterns, ", ")));
+  if (const int64_t keys = pays_from(entry); keys > 0) {
+    field("pays from", fmt::format("{} keys a head, under default options: no decoded token costs more than with exact "
+                                   "attention over all of them (attend bench sparse/{}-pays)",
+                                   keys, entry.name));
+  } else if (entry.kind == Kind::kSelector) {
+    field("pays from", "no number of keys that is known, under default options");
+  }
   field("gradients", fmt::format("{}", fmt::join(entry.traits.gradients, ", ")));
   if (!entry.cascade.empty()) {
     const Passes p = count_passes(parse_cascade(entry.cascade), "j");

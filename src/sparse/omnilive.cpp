@@ -55,6 +55,8 @@ class ClipIndex : public SelectorIndex {
     clear();
   }
 
+  static int64_t pays_from(const ClipOptions& options) { return kPayingBudgets * options.budget.keys; }
+
   // A clip is remembered once it is whole.
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (layer < o_.dense_layers) return;

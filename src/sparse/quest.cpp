@@ -99,6 +99,8 @@ class QuestIndex : public SelectorIndex {
         heads_(shape),
         scratch_(static_cast<size_t>(shape.kv_heads)) {}
 
+  static int64_t pays_from(const QuestOptions& options) { return kPayingBudgets * options.budget; }
+
   void update(int layer, int kv_head, const KeyView& keys, int64_t from) override {
     if (layer < o_.dense_layers) return;
     Head& head = heads_.at(layer, kv_head);

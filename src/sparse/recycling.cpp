@@ -76,6 +76,7 @@ class RecycledIndex : public HeavyIndex {
  public:
   RecycledIndex(const SelectorShape& shape, const RecycledOptions& options)
       : HeavyIndex(shape), o_(options), queries_(shape) {}
+  static int64_t pays_from(const RecycledOptions& options) { return kPayingBudgets * options.budget; }
 
   void select(int layer, int kv_head, const KeyView& keys, const float* q, Selection& selection) override {
     HeavyKeys& head = at(layer, kv_head);
@@ -156,6 +157,7 @@ class TidalIndex : public HeavyIndex {
  public:
   static constexpr bool kSharesSlots = true;
   TidalIndex(const SelectorShape& shape, const TidalOptions& options) : HeavyIndex(shape), o_(options) {}
+  static int64_t pays_from(const TidalOptions& options) { return kPayingBudgets * options.budget; }
 
   void select(int layer, int kv_head, const KeyView& keys, const float*, Selection& selection) override {
     selection.everything = layer <= o_.select || layer == o_.correct || keys.count() <= o_.budget;

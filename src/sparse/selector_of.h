@@ -7,6 +7,9 @@
 
 namespace attend {
 
+// Keys from which selectors with a budget pay, in budgets: those measured need less than five.
+inline constexpr int64_t kPayingBudgets = 8;
+
 template <class Index, class Options>
 struct SelectorOf : Selector {
   explicit SelectorOf(const Options& options) : o(options) {}
@@ -16,6 +19,10 @@ struct SelectorOf : Selector {
   bool shares_slots() const override {
     if constexpr (requires { Index::kSharesSlots; }) return Index::kSharesSlots;
     return false;
+  }
+  int64_t pays_from() const override {
+    if constexpr (requires(const Options& x) { Index::pays_from(x); }) return Index::pays_from(o);
+    return 0;
   }
   Options o;
 };

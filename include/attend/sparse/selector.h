@@ -91,6 +91,10 @@ class SelectorIndex {
 struct Selector : Component {
   virtual std::unique_ptr<SelectorIndex> open(const SelectorShape& shape) const = 0;
 
+  // Keys a head from which choosing and reading costs a decoded token no more than exact attention over all of them,
+  // with heads of 64 or more (`attend bench sparse` holds it against that); 0: none is known.
+  virtual int64_t pays_from() const { return 0; }
+
   // Whether slots chosen in one layer are read in others, so that all must hold the same keys.
   virtual bool shares_slots() const { return false; }
 };
