@@ -56,6 +56,12 @@ class JobKeys {
   bool plain_values() const {
     return std::all_of(job_.runs.begin(), job_.runs.end(), [](const KeyRun& run) { return run.v_type == DType::kF32; });
   }
+  // Whether some are integers times a scale.
+  bool coded_values() const {
+    return std::any_of(job_.runs.begin(), job_.runs.end(), [](const KeyRun& run) {
+      return run.v_type != DType::kF32 && run.v_type != DType::kF16 && run.v_type != DType::kBF16;
+    });
+  }
 
   // Calls f(run, its first row, first column, count) for the runs under columns [begin, end).
   template <class F>
@@ -146,7 +152,8 @@ class F32Products {
     const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     const bool narrow = job.dv % 16 != 0;
-    pack_values_ = kRound || narrow || (rows >= kPackValuesRows && !keys_.plain_values());
+    pack_values_ = kRound || narrow ||
+                   (rows >= (keys_.coded_values() ? kPackCodedRows : kPackHalvesRows) && !keys_.plain_values());
   }
 
   // The rows that follow are those from `first` on, their strip at `strip`.
@@ -218,8 +225,9 @@ class F32Products {
   }
 
  private:
-  // From here on rows share f32 copies of the values; fewer read them in place.
-  static constexpr int kPackValuesRows = 13;
+  // From here on rows share f32 copies of the values; fewer read them in place. Half numbers are widened for a group of
+  // rows as fast as they are read, coded ones are not.
+  static constexpr int kPackHalvesRows = kBlockRows + 1, kPackCodedRows = 13;
 
   static void round_to_bf16(float* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) x[i] = to_f32(to_bf16(x[i]));
