@@ -35,14 +35,19 @@ ATTEND_INLINE float value_of(F16 x) {
 ATTEND_INLINE void transpose(const float (&from)[8][16], int column, float* to, int64_t to_stride) {
   typedef float Row __attribute__((vector_size(32)));
   Row a[8], b[8];
+#pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) std::memcpy(&a[j], from[j] + column, sizeof(Row));
+#pragma GCC unroll 3
   for (int round = 0; round < 3; ++round) {
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
       b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
     }
+#pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) a[i] = b[i];
   }
+#pragma GCC unroll 8
   for (int c = 0; c < 8; ++c) std::memcpy(to + c * to_stride, &a[c], sizeof(Row));
 }
 
