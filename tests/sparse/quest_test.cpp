@@ -174,6 +174,22 @@ TEST(Quest, FollowsKeysThatMoved) {
   EXPECT_EQ(a.slots, b.slots);
 }
 
+// Within the budget there is nothing to gain.
+TEST(Selection, PaysBeyondTheBudgetOrIsNotSaidTo) {
+  int said = 0;
+  for (const Entry* entry : registry().entries()) {
+    if (entry->kind != Kind::kSelector) continue;
+    const Spec spec = registry().complete(parse_spec(std::string(entry->name)));
+    const int64_t keys = registry().make<Selector>(spec)->pays_from();
+    EXPECT_GE(keys, 0) << entry->name;
+    if (keys == 0) continue;
+    ++said;
+    EXPECT_GT(keys, spec.integer("budget")) << entry->name;
+  }
+  EXPECT_GE(said, 4);
+  EXPECT_EQ(registry().make<Selector>(parse_spec("quest:budget=100"))->pays_from(), 800);
+}
+
 TEST(Selection, JoinsRanges) {
   std::vector<KeyRange> ranges;
   for (const KeyRange& r : {KeyRange{2, 4}, {4, 5}, {7, 7}, {8, 9}, {8, 12}}) append_range(ranges, r);
