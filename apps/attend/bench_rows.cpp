@@ -17,6 +17,8 @@ bool has_port(const Entry& entry, std::string_view name) {
 double flops_of(Compute compute, Limits& limits) {
   if (compute == Compute::kBF16) return limits.bf16_multiply_adds();
   if (is_int8(compute)) return limits.products(WeightType::kQ8_0);
+  if (compute == Compute::kInt8Qk)  // half of the products each
+    return 2 / (1 / limits.products(WeightType::kQ8_0) + 1 / limits.bf16_multiply_adds());
   return limits.multiply_adds();
 }
 
@@ -38,6 +40,8 @@ std::vector<AttentionCall> attentions() {
       {"exact/prefill-bf16-full-d128", full + ":compute=bf16", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-int8-causal-d64", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
       {"exact/prefill-int8-causal-d128", causal + ",compute=int8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
+      {"exact/prefill-int8-qk-causal-d64", causal + ",compute=int8-qk", 1, 8, 8, 2048, 2048, 64, 64, bf16, false},
+      {"exact/prefill-int8-qk-causal-d128", causal + ",compute=int8-qk", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},
       {"exact/prefill-int8-hadamard-causal-d128", causal + ",compute=int8-hadamard", 1, 8, 8, 2048, 2048, 128, 128,
        bf16, false},
       {"exact/prefill-fp8-causal-d128", causal + ",compute=fp8", 1, 8, 8, 2048, 2048, 128, 128, bf16, false},

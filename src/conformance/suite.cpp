@@ -207,7 +207,8 @@ void Suite::record(std::string_view property, const std::string& shape, const st
 void Suite::run() {
   check_reference();
   check_refusals();
-  for (const Compute compute : {Compute::kF32, Compute::kBF16, Compute::kInt8Hadamard, Compute::kFp8}) {
+  for (const Compute compute :
+       {Compute::kF32, Compute::kBF16, Compute::kInt8Hadamard, Compute::kFp8, Compute::kInt8Qk}) {
     if (compute != Compute::kF32 && !has_option("compute")) continue;
     compute_ = compute;
     check_threads();

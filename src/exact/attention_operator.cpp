@@ -53,6 +53,7 @@ bound::SoftmaxNorms softmax_norms(const Spec& spec, const Tensors& in) {
   if (o.compute == Compute::kBF16) bound::round_to_bf16(norms);
   if (is_int8(o.compute)) bound::round_to_int8(norms);
   if (is_fp8(o.compute)) bound::round_to_e4m3(norms);
+  if (o.compute == Compute::kInt8Qk) bound::round_keys_to_int8(norms);
   return norms;
 }
 

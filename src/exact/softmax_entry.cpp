@@ -26,6 +26,7 @@ constexpr Paper kPapers[] = {
     {"Self-attention Does Not Need O(n^2) Memory", "2112.05682", "197"},
     {"FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design", "2406.10491", "025"},
     {"FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", "2407.08608", "148"},
+    {"SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration", "2410.02367", ""},
     {"Live2Diff: Live Stream Translation via Uni-directional Attention in Video Diffusion Models", "2407.08701", "136"},
     {"Flex Attention: A Programming Model for Generating Optimized Attention Kernels", "2412.05496", "140"},
 };
@@ -95,7 +96,8 @@ constexpr Entry kSoftmax = {
         "148: compute=int8-hadamard and fp8-hadamard; a scale is a row's (64 weights'), not a tile's, so that keys "
         "which "
         "a row does not see change nothing; e4m3 numbers are multiplied in f32; values are not turned. Warp "
-        "specialisation is the GPU's.",
+        "specialisation is the GPU's. compute=int8-qk: SageAttention's smoothing, by blocks of 64 keys that a row sees "
+        "all of.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<Softmax>(softmax_options(spec));
     },

@@ -55,25 +55,17 @@ HWY_INLINE void multiply_pairs(const uint32_t* HWY_RESTRICT x, int64_t x_stride,
                        kFromZero ? _mm512_mul_ps(acc[r][v], _mm512_set1_ps(scale)) : acc[r][v]);
 }
 
-class Bf16Products {
+class Bf16Keys {
  public:
-  Bf16Products(const SplitJob& job, int rows)
+  Bf16Keys(const SplitJob& job, int rows)
       : job_(job),
         keys_(job),
         panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
-        padded_(padded_dv(job.dv)),
-        words_((job.d + 1) / 2) {
-    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
-    queries_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands);
-    weights_ = queries_ + kBlockRows * static_cast<int64_t>(kMostWords);
-    rows_ = reinterpret_cast<const void**>(job.scratch + layout.rows);
-    pair_keys();
-  }
+        queries_(reinterpret_cast<uint32_t*>(job.scratch + split_layout::layout(job.d, job.dv).operands)),
+        words_((job.d + 1) / 2) {}
 
   void take_block(int first, int count, float* strip) {
     strip_ = strip;
-    acc_ = job_.acc + first * job_.acc_stride;
     for (int r = 0; r < count; ++r)
       to_words(job_.q + static_cast<int64_t>(first + r) * job_.d, job_.d, queries_ + r * words_);
   }
@@ -99,6 +91,67 @@ class Bf16Products {
         multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripCols, job_.score_scale);
       });
     });
+  }
+
+ private:
+  static constexpr int kPanelCols = 64;
+  static constexpr int kMostWords = split_layout::kMostWords;
+
+  // Elements [0, count) in pairs, an odd last one with a zero.
+  template <class T>
+  static void to_words(const T* x, int64_t count, uint32_t* words) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(words);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), load_bf16(x + i));
+    for (; i < count; ++i) to[i] = to_bf16(scalar_f32(x[i])).bits;
+    if (count % 2) to[count] = 0;
+  }
+
+  template <template <DType> class Rows, DType kType>
+  static void to_words(Rows<kType> x, int64_t count, uint32_t* words) {
+    float wide[512];
+    pack_values(x, 0, 1, count, count, wide);
+    to_words(wide, count, words);
+  }
+
+  template <class Rows>
+  void pack_pairs(Rows keys, int64_t stride, int count, uint32_t* to) const {
+    // Words move as floats do: the transposition is the same.
+    float* panel = reinterpret_cast<float*>(to);
+    if constexpr (std::is_same_v<Rows, const BF16*>)
+      if (job_.d % 8 == 0 && stride % 2 == 0 && count % 16 == 0)
+        return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, words_, panel, kPanelCols);
+    alignas(64) uint32_t rows[16 * kMostWords];
+    for (int c = 0; c < count; c += 16) {
+      const int n = std::min(16, count - c);
+      for (int i = 0; i < n; ++i) to_words(keys + (c + i) * stride, job_.d, rows + i * words_);
+      pack_keys(reinterpret_cast<const float*>(rows), words_, n, words_, panel + c, kPanelCols);
+    }
+  }
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  Panels<uint32_t> panels_;
+  uint32_t* queries_;
+  float* strip_ = nullptr;
+  int first_col_ = 0;
+  int64_t words_;
+};
+
+class Bf16Values {
+ public:
+  Bf16Values(const SplitJob& job, int) : job_(job), keys_(job), padded_(padded_dv(job.dv)) {
+    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
+    values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
+    weights_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands) +
+               kBlockRows * static_cast<int64_t>(split_layout::kMostWords);
+    rows_ = reinterpret_cast<const void**>(job.scratch + layout.rows);
+    pair_keys();
+  }
+
+  void take_block(int first, float* strip) {
+    strip_ = strip;
+    acc_ = job_.acc + first * job_.acc_stride;
   }
 
   // Rounds weights to bf16, each at the place of its key among pairs.
@@ -156,8 +209,6 @@ class Bf16Products {
   }
 
  private:
-  static constexpr int kPanelCols = 64;
-  static constexpr int kMostWords = split_layout::kMostWords;
   static constexpr int kMostPairs = split_layout::kMostPairs;
 
   // Keys are paired by position, 2 i with 2 i + 1: so sums do not depend on slots, nor on keys that no row sees.
@@ -187,38 +238,6 @@ class Bf16Products {
 
   int element(int c) const { return dense_ ? c + odd_ : element_[c]; }
   Span pairs_of(const Span& span) const { return {element(span.begin) / 2, element(span.end - 1) / 2 + 1}; }
-
-  // Elements [0, count) in pairs, an odd last one with a zero.
-  template <class T>
-  static void to_words(const T* x, int64_t count, uint32_t* words) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(words);
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), load_bf16(x + i));
-    for (; i < count; ++i) to[i] = to_bf16(scalar_f32(x[i])).bits;
-    if (count % 2) to[count] = 0;
-  }
-
-  template <template <DType> class Rows, DType kType>
-  static void to_words(Rows<kType> x, int64_t count, uint32_t* words) {
-    float wide[512];
-    pack_values(x, 0, 1, count, count, wide);
-    to_words(wide, count, words);
-  }
-
-  template <class Rows>
-  void pack_pairs(Rows keys, int64_t stride, int count, uint32_t* to) const {
-    // Words move as floats do: the transposition is the same.
-    float* panel = reinterpret_cast<float*>(to);
-    if constexpr (std::is_same_v<Rows, const BF16*>)
-      if (job_.d % 8 == 0 && stride % 2 == 0 && count % 16 == 0)
-        return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, words_, panel, kPanelCols);
-    alignas(64) uint32_t rows[16 * kMostWords];
-    for (int c = 0; c < count; c += 16) {
-      const int n = std::min(16, count - c);
-      for (int i = 0; i < n; ++i) to_words(keys + (c + i) * stride, job_.d, rows + i * words_);
-      pack_keys(reinterpret_cast<const float*>(rows), words_, n, words_, panel + c, kPanelCols);
-    }
-  }
 
   void pack(const Span& pairs) {
     constexpr int kChunk = 32;
@@ -300,17 +319,18 @@ class Bf16Products {
 
   const SplitJob& job_;
   JobKeys keys_;
-  Panels<uint32_t> panels_;
-  uint32_t *values_, *queries_, *weights_;
+  uint32_t *values_, *weights_;
   const void** rows_;  // of values, by element; null where a pair has one key
   float *strip_ = nullptr, *acc_ = nullptr;
   bool dense_ = true;
-  int odd_ = 0, first_col_ = 0;
-  int64_t padded_, words_;
+  int odd_ = 0;
+  int64_t padded_;
   uint32_t packed_values_ = 0;
   int16_t element_[kStripCols];
   DType types_[2 * kMostPairs + 2];  // of rows_
 };
+
+using Bf16Products = Products<Bf16Keys, Bf16Values>;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attend

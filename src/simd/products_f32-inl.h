@@ -136,30 +136,54 @@ class Panels {
   uint64_t packed_ = 0;
 };
 
-// kRound: every operand is rounded to bf16 first, as Compute::kBF16 asks for.
-template <bool kRound>
-class F32Products {
+// The products of a split: queries with keys by `Keys`, weights with values by `Values`.
+template <class Keys, class Values>
+class Products {
  public:
-  F32Products(const SplitJob& job, int rows)
-      : job_(job),
-        keys_(job),
-        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
-        padded_(padded_dv(job.dv)) {
-    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    values_ = reinterpret_cast<float*>(job.scratch + layout.values);
-    queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
-    // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
-    const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
-    panel_cols_ = vecs * static_cast<int>(kLanes);
-    const bool narrow = job.dv % 16 != 0;
-    pack_values_ = kRound || narrow ||
-                   (rows >= (keys_.coded_values() ? kPackCodedRows : kPackHalvesRows) && !keys_.plain_values());
-  }
+  Products(const SplitJob& job, int rows) : keys_(job, rows), values_(job, rows) {}
 
   // The rows that follow are those from `first` on, their strip at `strip`.
   void take_block(int first, int count, float* strip) {
+    keys_.take_block(first, count, strip);
+    values_.take_block(first, strip);
+  }
+  int panel_cols() const { return keys_.panel_cols(); }
+  // Packs a panel of keys, unless it is.
+  void take_panel(int panel) { keys_.take_panel(panel); }
+  // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
+  void scores(int row, int rows, int begin, int end) { keys_.scores(row, rows, begin, end); }
+  // The strip now holds the weights of these rows, over `spans` rounded outwards to 16 columns.
+  void take_weights(int row, int rows, const Spans& spans) { values_.take_weights(row, rows, spans); }
+  // acc += p v over all spans, for 1 to 6 rows.
+  void add(int row, int rows, const Spans& spans) { values_.add(row, rows, spans); }
+  // The same for one row and only those keys in `ranges` whose weights are not marked as hidden.
+  void add_seen(int row, const Spans& ranges) { values_.add_seen(row, ranges); }
+
+ private:
+  Keys keys_;
+  Values values_;
+};
+
+inline void round_to_bf16(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = to_f32(to_bf16(x[i]));
+}
+
+// kRound: every operand is rounded to bf16 first, as Compute::kBF16 asks for.
+template <bool kRound>
+class F32Keys {
+ public:
+  F32Keys(const SplitJob& job, int rows)
+      : job_(job),
+        keys_(job),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        queries_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).operands)) {
+    // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
+    const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
+    panel_cols_ = vecs * static_cast<int>(kLanes);
+  }
+
+  void take_block(int first, int count, float* strip) {
     strip_ = strip;
-    acc_ = job_.acc + first * job_.acc_stride;
     q_ = job_.q + static_cast<int64_t>(first) * job_.d;
     if constexpr (kRound) {
       std::copy_n(q_, static_cast<int64_t>(count) * job_.d, queries_);
@@ -170,7 +194,6 @@ class F32Products {
 
   int panel_cols() const { return panel_cols_; }
 
-  // Packs a panel of keys, unless it is.
   void take_panel(int panel) {
     first_col_ = panel * panel_cols_;
     if (!panels_.take(panel, job_.d * panel_cols_)) return;
@@ -185,7 +208,6 @@ class F32Products {
     if constexpr (kRound) round_to_bf16(panels_.at(), job_.d * panel_cols_);
   }
 
-  // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
   void scores(int row, int rows, int begin, int end) const {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
     const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
@@ -200,7 +222,33 @@ class F32Products {
     }
   }
 
-  // The strip now holds the weights of these rows, over `spans` rounded outwards to 16 columns.
+ private:
+  const SplitJob& job_;
+  JobKeys keys_;
+  Panels<float> panels_;
+  float *queries_, *strip_ = nullptr;
+  const float* q_ = nullptr;
+  int panel_cols_, first_col_ = 0;
+};
+
+template <bool kRound>
+class F32Values {
+ public:
+  F32Values(const SplitJob& job, int rows)
+      : job_(job),
+        keys_(job),
+        values_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).values)),
+        padded_(padded_dv(job.dv)) {
+    const bool narrow = job.dv % 16 != 0;
+    pack_values_ = kRound || narrow ||
+                   (rows >= (keys_.coded_values() ? kPackCodedRows : kPackHalvesRows) && !keys_.plain_values());
+  }
+
+  void take_block(int first, float* strip) {
+    strip_ = strip;
+    acc_ = job_.acc + first * job_.acc_stride;
+  }
+
   void take_weights(int row, int rows, const Spans& spans) {
     if constexpr (kRound) {
       for (int r = row; r < row + rows; ++r)
@@ -211,12 +259,10 @@ class F32Products {
     }
   }
 
-  // acc += p v over all spans, for 1 to 6 rows.
   void add(int row, int rows, const Spans& spans) {
     for (const Span& span : spans) add(row, rows, span);
   }
 
-  // The same for one row and only those keys in `ranges` whose weights are not marked as hidden.
   void add_seen(int row, const Spans& ranges) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
     for (const Span& range : ranges)
@@ -228,10 +274,6 @@ class F32Products {
   // From here on rows share f32 copies of the values; fewer read them in place. Half numbers are widened for a group of
   // rows as fast as they are read, coded ones are not.
   static constexpr int kPackHalvesRows = kBlockRows + 1, kPackCodedRows = 13;
-
-  static void round_to_bf16(float* x, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) x[i] = to_f32(to_bf16(x[i]));
-  }
 
   void add(int row, int rows, const Span& span) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
@@ -279,14 +321,14 @@ class F32Products {
 
   const SplitJob& job_;
   JobKeys keys_;
-  Panels<float> panels_;
-  float *values_, *queries_, *strip_ = nullptr, *acc_ = nullptr;
-  const float* q_ = nullptr;
+  float *values_, *strip_ = nullptr, *acc_ = nullptr;
   bool pack_values_;
   int64_t padded_;
-  int panel_cols_, first_col_ = 0;
   uint32_t packed_values_ = 0;
 };
+
+template <bool kRound>
+using F32Products = Products<F32Keys<kRound>, F32Values<kRound>>;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attend

@@ -4,212 +4,249 @@
 #include <algorithm>
 #include <array>
 
-#include "simd/turn_signs.h"
-
 namespace attend {
 namespace HWY_NAMESPACE {
 
-inline constexpr int kWeightBlock = 64;  // positions whose weights share a scale
-inline constexpr int kWeightBlocks = kStripCols / kWeightBlock;
+// Queries and keys as `Operands`, which rounds, packs and multiplies them. Keys may be packed twice: as they are, and
+// smoothed.
+template <class Operands>
+class QuantisedKeys {
+ public:
+  QuantisedKeys(const SplitJob& job, int rows)
+      : job_(job),
+        keys_(job),
+        blocks_(job),
+        smoothing_(job, blocks_),
+        operands_(job),
+        forms_{Form(job, rows, false), Form(job, rows, true)} {}
 
-// Rounds to e4m3: 3 bits after the leading one, steps of 2^-9 below 2^-6. |x| <= 448.
-HWY_INLINE Vec round_to_e4m3(Vec x) {
+  void take_block(int first, int count, float* strip) {
+    strip_ = strip;
+    for (int r = 0; r < count; ++r) operands_.take_query(job_.q + static_cast<int64_t>(first + r) * job_.d, r);
+    smoothing_.take_block(first, count);
+  }
+
+  int panel_cols() const { return kPanelCols; }
+
+  void take_panel(int panel) {
+    panel_ = panel;
+    for (Form& form : forms_) form.due = true;
+  }
+
+  void scores(int row, int rows, int begin, int end) {
+    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    const int first = panel_ * kPanelCols;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first + begin;
+    if (const int b = smoothing_.block_of(row, rows, first + begin, first + end); b >= 0)
+      return multiply(smoothed(), b, row, rows, begin, end, s, kStripCols);
+    multiply(plain(), -1, row, rows, begin, end, s, kStripCols);
+    if (!smoothing_.active()) return;
+    for (int b = 0; b < kWeightBlocks; ++b) {
+      const int from = std::max(blocks_.begin(b), first + begin), to = std::min(blocks_.end(b), first + end);
+      bool some = false;
+      for (int r = row; r < row + rows; ++r) some |= smoothing_.is_smooth(r, b);
+      if (from >= to || !some) continue;
+      alignas(64) float smooth[kGroupRows * kPanelCols];
+      multiply(smoothed(), b, row, rows, begin, end, smooth, kPanelCols);
+      for (int r = 0; r < rows; ++r)
+        if (smoothing_.is_smooth(row + r, b))
+          std::copy_n(smooth + r * kPanelCols + (from - first - begin), to - from,
+                      s + r * kStripCols + (from - first - begin));
+    }
+  }
+
+ private:
+  static constexpr int kPanelCols = Operands::kPanelCols;
+
+  // Keys as they are, or smoothed.
+  struct Form {
+    Form(const SplitJob& job, int rows, bool second)
+        : panels(job.scratch + split_layout::layout(job.d, job.dv).panels +
+                     (second ? Operands::panels_bytes(job, rows) : 0),
+                 Operands::keeps(job, rows)) {}
+    Panels<typename Operands::Word> panels;
+    bool due = false;  // the panel taken may have yet to be packed
+    float scale[kStripCols] = {};
+  };
+
+  // Packs the panel taken, unless it is.
+  Form& plain() {
+    Form& form = forms_[0];
+    if (!is_due(form)) return form;
+    const int first = panel_ * kPanelCols, end = std::min(first + kPanelCols, job_.cols);
+    if (end < first + kPanelCols) clear(form);
+    pack(form, first, end, nullptr);
+    return form;
+  }
+  Form& smoothed() {
+    Form& form = forms_[1];
+    if (!is_due(form)) return form;
+    const int first = panel_ * kPanelCols, end = first + kPanelCols;
+    clear(form);
+    for (int b = 0; b < kWeightBlocks; ++b) {
+      const int from = std::max(first, blocks_.begin(b)), to = std::min(end, blocks_.end(b));
+      if (from < to && blocks_.complete(b)) pack(form, from, to, smoothing_.mean(b));
+    }
+    return form;
+  }
+  bool is_due(Form& form) const {
+    if (!form.due) return false;
+    form.due = false;
+    return form.panels.take(panel_, operands_.words() * kPanelCols);
+  }
+  void clear(Form& form) const {
+    std::fill_n(form.panels.at(), operands_.words() * kPanelCols, typename Operands::Word{0});
+  }
+  void pack(Form& form, int begin, int end, const float* mean) {
+    keys_.each_key_run(begin, end, [&](auto k, int64_t stride, int col, int count) {
+      for (int i = 0; i < count; i += 16)
+        operands_.pack(k + i * stride, stride, std::min(16, count - i), mean, form.scale + col + i,
+                       form.panels.at() + (col + i - panel_ * kPanelCols));
+    });
+  }
+
+  void multiply(const Form& form, int block, int row, int rows, int begin, int end, float* out,
+                int64_t out_stride) const {
+    static constexpr float kNone = 0;
+    operands_.multiply(row, rows, form.panels.at() + begin, end - begin, form.scale + panel_ * kPanelCols + begin,
+                       block < 0 ? &kNone : smoothing_.shift(row, block), block < 0 ? 0 : Smoothing::kShiftStride, out,
+                       out_stride);
+  }
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  PositionBlocks blocks_;
+  Smoothing smoothing_;
+  Operands operands_;
+  std::array<Form, 2> forms_;
+  float* strip_ = nullptr;
+  int panel_ = 0;
+};
+
+// Rows as they come, `padded` floats each.
+template <class Rows>
+HWY_INLINE void widen_rows(Rows rows, int64_t stride, int count, int64_t width, int64_t padded, const float* mean,
+                           float* to) {
+  pack_values(rows, stride, count, width, padded, to);
+  if (!mean) return;
   const F32 d;
-  const hn::RebindToUnsigned<F32> du;
-  const auto bits = hn::BitCast(du, x);
-  const auto half = hn::Add(hn::Set(du, 0x7ffffu), hn::And(hn::ShiftRight<20>(bits), hn::Set(du, 1)));
-  const Vec normal = hn::BitCast(d, hn::And(hn::Add(bits, half), hn::Set(du, 0xfff00000u)));
-  const Vec magic = hn::Set(d, 0x1.8p14f), small = hn::Sub(hn::Add(x, magic), magic);
-  return hn::IfThenElse(hn::Lt(hn::Abs(x), hn::Set(d, 0x1p-6f)), small, normal);
+  for (int r = 0; r < count; ++r)
+    for (int64_t c = 0; c < padded; c += kLanes)
+      hn::StoreU(hn::Sub(hn::LoadU(d, to + r * padded + c), hn::LoadU(d, mean + c)), d, to + r * padded + c);
 }
 
-// x <- H S x, S random signs and H the Hadamard matrix (entries 1 and -1) of the largest order that divides `count`,
-// block by block; dot products become order() times as large. FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608,
-// section 3.3) calls this incoherent processing.
-class Turn {
+// What scores are multiplied by that turned rows have given, beside scales.
+inline float norm_of(const SplitJob& job) {
+  return is_turned(job.compute) ? 1 / static_cast<float>(Turn::order(job.d)) : 1.0f;
+}
+
+// Operands kept and multiplied in f32.
+class FloatOperands {
  public:
-  static int64_t order(int64_t count) { return count & -count; }
+  using Word = float;
+  static constexpr int kPanelCols = kVecs * static_cast<int>(kLanes);
 
-  static void apply(float* x, int64_t count) {
-    const F32 d;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes)
-      hn::StoreU(hn::Mul(hn::LoadU(d, x + i), hn::LoadU(d, kTurnSigns.data() + i)), d, x + i);
-    for (; i < count; ++i) x[i] *= kTurnSigns[static_cast<size_t>(i)];
-    const int64_t n = order(count);
-    if (n < kLanes) {
-      for (int64_t h = 1; h < n; h *= 2)
-        each_pair(count, h, [&](int64_t a, int64_t b) {
-          const float sum = x[a] + x[b], difference = x[a] - x[b];
-          x[a] = sum, x[b] = difference;
-        });
-      return;
-    }
-    for (i = 0; i < count; i += kLanes) {
-      Vec v = hn::LoadU(d, x + i);
-      v = step(v, hn::Shuffle2301(v), 1);
-      v = step(v, hn::Shuffle1032(v), 2);
-#if HWY_TARGET != HWY_NEON
-      v = step(v, hn::SwapAdjacentBlocks(v), 4);
-#if ATTEND_AVX512
-      v = step(v, hn::ConcatLowerUpper(d, v, v), 8);
-#endif
-#endif
-      hn::StoreU(v, d, x + i);
-    }
-    for (int64_t h = kLanes; h < n; h *= 2)
-      for (int64_t begin = 0; begin < count; begin += 2 * h)
-        for (int64_t a = begin; a < begin + h; a += kLanes) {
-          const Vec low = hn::LoadU(d, x + a), high = hn::LoadU(d, x + a + h);
-          hn::StoreU(hn::Add(low, high), d, x + a);
-          hn::StoreU(hn::Sub(low, high), d, x + a + h);
-        }
+  explicit FloatOperands(const SplitJob& job)
+      : job_(job),
+        quantiser_(job.compute),
+        queries_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).operands)) {}
+
+  int64_t words() const { return job_.d; }
+  // Two forms of keys leave no room for more than a panel of each.
+  static bool keeps(const SplitJob& job, int rows) { return rows > kBlockRows && job.compute != Compute::kInt8Qk; }
+  static int64_t panels_bytes(const SplitJob& job, int) { return job.d * kPanelCols * int64_t{4}; }
+
+  void take_query(const float* q, int row) {
+    float* to = queries_ + row * job_.d;
+    std::copy_n(q, job_.d, to);
+    if (is_turned(job_.compute)) Turn::apply(to, job_.d);
+    query_scale_[row] = job_.score_scale * norm_of(job_) * quantiser_.quantise(to, job_.d);
   }
 
- private:
-  // Lanes i and i ^ distance become their sum and their difference.
-  static HWY_INLINE Vec step(Vec v, Vec swapped, int32_t distance) {
-    const F32 d;
-    const I32 di;
-    const auto upper = hn::Ne(hn::And(hn::Iota(di, 0), hn::Set(di, distance)), hn::Zero(di));
-    return hn::Add(swapped, hn::IfThenElse(hn::RebindMask(d, upper), hn::Neg(v), v));
-  }
-  template <class F>
-  static void each_pair(int64_t count, int64_t h, F f) {
-    for (int64_t begin = 0; begin < count; begin += 2 * h)
-      for (int64_t a = begin; a < begin + h; ++a) f(a, a + h);
-  }
-};
-
-class Quantiser {
- public:
-  explicit Quantiser(Compute compute) : e4m3_(is_fp8(compute)) {}
-
-  // Largest magnitude of an operand; weights in int8 are unsigned.
-  float levels() const { return e4m3_ ? 448.0f : 127.0f; }
-  float weight_levels() const { return e4m3_ ? 448.0f : 255.0f; }
-  Vec round(Vec x) const { return e4m3_ ? round_to_e4m3(x) : hn::Round(x); }
-
-  // Makes x operands in place and returns their scale: NaN if some element is not finite, 0 if all are below 2^-100.
-  float quantise(float* x, int64_t count) const {
-    const F32 d;
-    Vec top = hn::Zero(d), bad = hn::Zero(d);
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Vec v = hn::LoadU(d, x + i);
-      top = hn::Max(top, hn::Abs(v));
-      bad = hn::Add(bad, hn::Sub(v, v));
-    }
-    float largest = hn::GetLane(hn::MaxOfLanes(d, top));
-    bool finite = hn::AllTrue(d, hn::Eq(bad, hn::Zero(d)));
-    for (; i < count; ++i) {
-      largest = std::max(largest, std::abs(x[i]));
-      finite = finite && x[i] - x[i] == 0;
-    }
-    if (!finite || largest < 0x1p-100f) {
-      std::fill_n(x, count, 0.0f);
-      return finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-    }
-    const Vec factor = hn::Set(d, levels() / largest);
-    for (i = 0; i + kLanes <= count; i += kLanes) hn::StoreU(round(hn::Mul(hn::LoadU(d, x + i), factor)), d, x + i);
-    for (; i < count; ++i) x[i] = hn::GetLane(round(hn::Mul(hn::Set(d, x[i]), factor)));
-    return largest / levels();
-  }
-
- private:
-  bool e4m3_;
-};
-
-// What products of quantised operands share: rows of keys and values with their scales, weights by blocks.
-class QuantisedRows {
- public:
-  explicit QuantisedRows(const SplitJob& job)
-      : job_(job), keys_(job), quantiser_(job.compute), turned_(is_turned(job.compute)) {
-    block_begin_.fill(job.cols);
-    const int64_t split = (job.k_position ? job.k_position[0] : job.first_position) / kSplitPositions;
-    for (int b = 0, c = 0; b < kWeightBlocks; ++b) {
-      const int64_t first = split * kSplitPositions + b * kWeightBlock;
-      while (c < job.cols && (job.k_position ? job.k_position[c] : job.first_position + c) < first) ++c;
-      block_begin_[static_cast<size_t>(b)] = c;
-    }
-    std::fill(key_scale_, key_scale_ + kStripCols, 0.0f);
-  }
-
-  const float* key_scales() const { return key_scale_; }
-  int block_begin(int b) const { return block_begin_[static_cast<size_t>(b)]; }
-  int block_end(int b) const { return block_begin_[static_cast<size_t>(b) + 1]; }
-  const float* weight_scales(int row) const { return weight_scale_[row]; }  // by block
-
-  // A row of queries as operands in place; what their scores are multiplied by, beside the scales of keys.
-  float take_query(float* q) const {
-    if (turned_) Turn::apply(q, job_.d);
-    const float norm = turned_ ? 1 / static_cast<float>(Turn::order(job_.d)) : 1.0f;
-    return job_.score_scale * norm * quantiser_.quantise(q, job_.d);
-  }
-
-  // f(operands, their stride, first column, count) for at most 16 keys a time.
-  template <class F>
-  void each_keys(int begin, int end, F f) {
-    keys_.each_key_run(begin, end, [&](auto k, int64_t stride, int col, int count) {
-      each_rows(k, stride, col, count, job_.d, job_.d, turned_, key_scale_, f);
-    });
-  }
-  template <class F>
-  void each_values(int begin, int end, F f) {
-    const int64_t padded = padded_dv(job_.dv);
-    keys_.each_value_run(begin, end, [&](auto v, int64_t stride, int col, int count) {
-      each_rows(v, stride, col, count, job_.dv, padded, false, value_scale_, f);
-      for (int i = col; i < col + count; ++i) bad_values_ |= value_scale_[i] != value_scale_[i];
-    });
-  }
-
-  // Weights of a row over `spans` times the scales of their values, as operands: calls store(block, column, vector,
-  // count) for up to kLanes columns of a block.
-  template <class Store>
-  void take_weights(const float* p, int row, const Spans& spans, Store store) {
-    const F32 d;
-    for (int b = 0; b < kWeightBlocks; ++b) {
-      Vec top = hn::Zero(d), bad = hn::Zero(d);  // bad becomes NaN where something is not finite
-      for (const Span& span : spans) {
-        const Span part = part_of(b, span);
-        for (int c = part.begin; c < part.end; c += static_cast<int>(kLanes)) {
-          const Vec x = weighted(p, c, part.end - c);
-          top = hn::Max(top, x);
-          bad = hn::Add(bad, hn::Sub(x, x));
-        }
-      }
-      const float largest = hn::GetLane(hn::MaxOfLanes(d, top));
-      const bool finite = hn::AllTrue(d, hn::Eq(bad, hn::Zero(d))), some = finite && largest >= 0x1p-100f;
-      weight_scale_[row][b] = some     ? largest / quantiser_.weight_levels()
-                              : finite ? 0.0f
-                                       : std::numeric_limits<float>::quiet_NaN();
-      const Vec factor = hn::Set(d, some ? quantiser_.weight_levels() / largest : 0.0f);
-      for (const Span& span : spans) {
-        const Span part = part_of(b, span);
-        for (int c = part.begin; c < part.end; c += static_cast<int>(kLanes)) {
-          const Vec x = finite ? hn::Mul(weighted(p, c, part.end - c), factor) : hn::Zero(d);
-          store(b, c, quantiser_.round(x), std::min(part.end - c, static_cast<int>(kLanes)));
-        }
-      }
-    }
-  }
-
- private:
-  template <class Rows, class F>
-  void each_rows(Rows rows, int64_t stride, int col, int count, int64_t width, int64_t padded, bool turn, float* scales,
-                 F f) {
+  template <class Rows>
+  void pack(Rows k, int64_t stride, int count, const float* mean, float* scales, float* panel) const {
     alignas(64) float wide[16 * 512];
-    for (int i = 0; i < count; i += 16) {
-      const int n = std::min(16, count - i);
-      pack_values(rows + i * stride, stride, n, width, padded, wide);
-      for (int r = 0; r < n; ++r) {
-        if (turn) Turn::apply(wide + r * padded, width);
-        scales[col + i + r] = quantiser_.quantise(wide + r * padded, width);
+    const int64_t padded = padded_dv(job_.d);
+    widen_rows(k, stride, count, job_.d, padded, mean, wide);
+    for (int r = 0; r < count; ++r) {
+      if (is_turned(job_.compute)) Turn::apply(wide + r * padded, job_.d);
+      scales[r] = quantiser_.quantise(wide + r * padded, job_.d);
+    }
+    pack_keys(static_cast<const float*>(wide), padded, count, job_.d, panel, kPanelCols);
+  }
+
+  void multiply(int row, int rows, const float* panel, int cols, const float* scales, const float* shift,
+                int64_t shift_stride, float* out, int64_t out_stride) const {
+    for_rows(rows, [&](auto n) {
+      for_vectors(cols / kLanes, [&](auto vectors) {
+        score_panel<n, vectors>(queries_ + static_cast<int64_t>(row) * job_.d, job_.d, panel, kPanelCols, out,
+                                out_stride);
+      });
+    });
+    const F32 d;
+    for (int r = 0; r < rows; ++r) {
+      const Vec scale = hn::Set(d, query_scale_[row + r]), add = hn::Set(d, shift[r * shift_stride]);
+      for (int c = 0; c < cols; c += static_cast<int>(kLanes)) {
+        float* at = out + r * out_stride + c;
+        hn::StoreU(hn::MulAdd(hn::LoadU(d, at), hn::Mul(scale, hn::LoadU(d, scales + c)), add), d, at);
       }
-      f(wide, padded, col + i, n);
     }
   }
 
+ private:
+  const SplitJob& job_;
+  Quantiser quantiser_;
+  float* queries_;
+  float query_scale_[kBlockRows];
+};
+
+// Weights by blocks of 64 positions, with the scales of their values.
+class WeightBlocks {
+ public:
+  explicit WeightBlocks(const SplitJob& job) : blocks_(job), quantiser_(job.compute) {}
+
+  const Quantiser& quantiser() const { return quantiser_; }
+  int begin(int b) const { return blocks_.begin(b); }
+  int end(int b) const { return blocks_.end(b); }
+  float* value_scales() { return value_scale_; }
+  // Once the scales of values in [begin, end) are known.
+  void take_values(int begin, int end) {
+    for (int i = begin; i < end; ++i) bad_values_ |= value_scale_[i] != value_scale_[i];
+  }
+  bool values_finite() const { return !bad_values_; }
+  const float* scales(int row) const { return scale_[row]; }  // by block
+  float* scales(int row) { return scale_[row]; }
+
+  // Weights of a row in block `b` over `spans` times the scales of their values, as operands: calls store(column,
+  // vector, count) for up to kLanes columns.
+  template <class Store>
+  void take(const float* p, int row, int b, const Spans& spans, Store store) {
+    const F32 d;
+    Vec top = hn::Zero(d), bad = hn::Zero(d);  // bad becomes NaN where something is not finite
+    for (const Span& span : spans) {
+      const Span part = part_of(b, span);
+      for (int c = part.begin; c < part.end; c += static_cast<int>(kLanes)) {
+        const Vec x = weighted(p, c, part.end - c);
+        top = hn::Max(top, x);
+        bad = hn::Add(bad, hn::Sub(x, x));
+      }
+    }
+    const float largest = hn::GetLane(hn::MaxOfLanes(d, top));
+    const bool finite = hn::AllTrue(d, hn::Eq(bad, hn::Zero(d))), some = finite && largest >= 0x1p-100f;
+    scale_[row][b] = some     ? largest / quantiser_.weight_levels()
+                     : finite ? 0.0f
+                              : std::numeric_limits<float>::quiet_NaN();
+    const Vec factor = hn::Set(d, some ? quantiser_.weight_levels() / largest : 0.0f);
+    for (const Span& span : spans) {
+      const Span part = part_of(b, span);
+      for (int c = part.begin; c < part.end; c += static_cast<int>(kLanes)) {
+        const Vec x = finite ? hn::Mul(weighted(p, c, part.end - c), factor) : hn::Zero(d);
+        store(c, quantiser_.round(x), std::min(part.end - c, static_cast<int>(kLanes)));
+      }
+    }
+  }
+
+ private:
   // Hidden keys have weight 0, whatever their values are.
   HWY_INLINE Vec weighted(const float* p, int c, int n) const {
     const F32 d;
@@ -219,70 +256,29 @@ class QuantisedRows {
     return bad_values_ ? hn::IfThenZeroElse(hn::Eq(weight, hn::Zero(d)), x) : x;
   }
   Span part_of(int b, const Span& span) const {
-    return {std::max(span.begin, block_begin(b)), std::min(span.end, block_end(b))};
+    return {std::max(span.begin, blocks_.begin(b)), std::min(span.end, blocks_.end(b))};
   }
 
-  const SplitJob& job_;
-  JobKeys keys_;
+  PositionBlocks blocks_;
   Quantiser quantiser_;
-  bool turned_;
-  std::array<int, kWeightBlocks + 1> block_begin_;
-  float key_scale_[kStripCols];
   float value_scale_[kStripCols + 16] = {};
   bool bad_values_ = false;  // some value is not finite
-  float weight_scale_[kBlockRows][kWeightBlocks];
+  float scale_[kBlockRows][kWeightBlocks];
 };
 
-// Multiplies operands in f32.
-class QuantisedProducts {
+// Weights and values multiplied in f32.
+class QuantisedValues {
  public:
-  QuantisedProducts(const SplitJob& job, int rows)
+  QuantisedValues(const SplitJob& job, int)
       : job_(job),
-        rows_(job),
-        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
-        padded_(padded_dv(job.dv)) {
-    const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
-    values_ = reinterpret_cast<float*>(job.scratch + layout.values);
-    queries_ = reinterpret_cast<float*>(job.scratch + layout.operands);
-  }
+        keys_(job),
+        blocks_(job),
+        values_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).values)),
+        padded_(padded_dv(job.dv)) {}
 
-  void take_block(int first, int count, float* strip) {
+  void take_block(int first, float* strip) {
     strip_ = strip;
     acc_ = job_.acc + first * job_.acc_stride;
-    std::copy_n(job_.q + static_cast<int64_t>(first) * job_.d, static_cast<int64_t>(count) * job_.d, queries_);
-    for (int r = 0; r < count; ++r) query_scale_[r] = rows_.take_query(queries_ + r * job_.d);
-  }
-
-  int panel_cols() const { return kPanelCols; }
-
-  void take_panel(int panel) {
-    first_col_ = panel * kPanelCols;
-    if (!panels_.take(panel, job_.d * kPanelCols)) return;
-    const int end = first_col_ + kPanelCols;
-    if (end > job_.cols) std::fill_n(panels_.at(), job_.d * kPanelCols, 0.0f);
-    rows_.each_keys(first_col_, std::min(end, job_.cols), [&](const float* k, int64_t stride, int col, int count) {
-      pack_keys(k, stride, count, job_.d, panels_.at() + (col - first_col_), kPanelCols);
-    });
-  }
-
-  void scores(int row, int rows, int begin, int end) const {
-    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
-    for_rows(rows, [&](auto n) {
-      for_vectors((end - begin) / kLanes, [&](auto vectors) {
-        score_panel<n, vectors>(queries_ + static_cast<int64_t>(row) * job_.d, job_.d, panels_.at() + begin, kPanelCols,
-                                s, kStripCols);
-      });
-    });
-    const F32 d;
-    const float* scales = rows_.key_scales() + first_col_ + begin;
-    for (int r = 0; r < rows; ++r) {
-      const Vec scale = hn::Set(d, query_scale_[row + r]);
-      for (int c = 0; c < end - begin; c += static_cast<int>(kLanes)) {
-        float* at = s + r * kStripCols + c;
-        hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::Mul(scale, hn::LoadU(d, scales + c))), d, at);
-      }
-    }
   }
 
   void take_weights(int row, int rows, const Spans& spans) {
@@ -290,9 +286,10 @@ class QuantisedProducts {
     const F32 d;
     for (int r = row; r < row + rows; ++r) {
       float* p = strip_ + static_cast<int64_t>(r) * kStripCols;
-      rows_.take_weights(p, r, spans, [&](int, int c, Vec x, int n) {
-        hn::BlendedStore(x, hn::FirstN(d, static_cast<size_t>(n)), d, p + c);
-      });
+      for (int b = 0; b < kWeightBlocks; ++b)
+        blocks_.take(p, r, b, spans, [&](int c, Vec x, int n) {
+          hn::BlendedStore(x, hn::FirstN(d, static_cast<size_t>(n)), d, p + c);
+        });
     }
   }
 
@@ -300,7 +297,7 @@ class QuantisedProducts {
     for (int b = 0; b < kWeightBlocks; ++b) {
       bool some = false;
       for (const Span& span : spans) {
-        const Span part{std::max(span.begin, rows_.block_begin(b)), std::min(span.end, rows_.block_end(b))};
+        const Span part{std::max(span.begin, blocks_.begin(b)), std::min(span.end, blocks_.end(b))};
         if (part.empty()) continue;
         if (!some) std::fill_n(sums_, rows * padded_, 0.0f);
         some = true;
@@ -314,16 +311,17 @@ class QuantisedProducts {
   void add_seen(int row, const Spans& ranges) { add(row, 1, ranges); }
 
  private:
-  static constexpr int kPanelCols = kVecs * static_cast<int>(kLanes);
-
   void pack(const Span& span) {
     for (int chunk = span.begin / kWeightBlock; chunk * kWeightBlock < span.end; ++chunk) {
       if (packed_values_ >> chunk & 1) continue;
       packed_values_ |= 1u << chunk;
-      rows_.each_values(chunk * kWeightBlock, std::min(job_.cols, (chunk + 1) * kWeightBlock),
-                        [&](const float* v, int64_t stride, int col, int count) {
-                          std::copy_n(v, count * stride, values_ + col * padded_);
-                        });
+      const int begin = chunk * kWeightBlock, end = std::min(job_.cols, begin + kWeightBlock);
+      keys_.each_value_run(begin, end, [&](auto v, int64_t stride, int col, int count) {
+        pack_values(v, stride, count, job_.dv, padded_, values_ + col * padded_);
+      });
+      for (int c = begin; c < end; ++c)
+        blocks_.value_scales()[c] = blocks_.quantiser().quantise(values_ + c * padded_, job_.dv);
+      blocks_.take_values(begin, end);
     }
   }
 
@@ -343,7 +341,7 @@ class QuantisedProducts {
   void add_sums(int row, int rows, int b) {
     const F32 d;
     for (int r = 0; r < rows; ++r) {
-      const Vec scale = hn::Set(d, rows_.weight_scales(row + r)[b]);
+      const Vec scale = hn::Set(d, blocks_.scales(row + r)[b]);
       float* acc = acc_ + (row + r) * job_.acc_stride;
       for (int64_t c = 0; c < padded_; c += kLanes)
         hn::StoreU(hn::MulAdd(scale, hn::LoadU(d, sums_ + r * padded_ + c), hn::LoadU(d, acc + c)), d, acc + c);
@@ -351,15 +349,16 @@ class QuantisedProducts {
   }
 
   const SplitJob& job_;
-  QuantisedRows rows_;
-  Panels<float> panels_;
-  float *values_, *queries_, *strip_ = nullptr, *acc_ = nullptr;
+  JobKeys keys_;
+  WeightBlocks blocks_;
+  float *values_, *strip_ = nullptr, *acc_ = nullptr;
   int64_t padded_;
-  int first_col_ = 0;
   uint32_t packed_values_ = 0;
-  float query_scale_[kBlockRows];
   float sums_[kGroupRows * 512];
 };
+
+using QuantisedProducts = Products<QuantisedKeys<FloatOperands>, QuantisedValues>;
+using QuantisedKeysProducts = Products<QuantisedKeys<FloatOperands>, F32Values<true>>;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attend

@@ -14,6 +14,9 @@ HWY_BEFORE_NAMESPACE();
 // What follows needs what precedes.
 #include "simd/channels-inl.h"
 #include "simd/products_f32-inl.h"
+#include "simd/quantiser-inl.h"
+#include "simd/smoothing-inl.h"
+// What follows needs what precedes.
 #include "simd/products_quantised-inl.h"
 #if ATTEND_BF16_DOT
 #include "simd/products_bf16-inl.h"
@@ -152,8 +155,10 @@ void attend_split(const SplitJob& job) noexcept {
 #if ATTEND_BF16_DOT
   if (job.compute == Compute::kBF16) return Split<Bf16Products>(job).run();
   if (is_int8(job.compute)) return Split<Int8Products>(job).run();
+  if (job.compute == Compute::kInt8Qk) return Split<Int8KeysProducts>(job).run();
 #else
   if (job.compute == Compute::kBF16) return Split<F32Products<true>>(job).run();
+  if (job.compute == Compute::kInt8Qk) return Split<QuantisedKeysProducts>(job).run();
 #endif
   Split<QuantisedProducts>(job).run();
 }

@@ -1,5 +1,6 @@
 #pragma once
 // Sizes that the split kernels share with the code that reserves their scratch memory.
+#include <algorithm>
 #include <cstdint>
 
 #include "attend/simd/split.h"
@@ -14,18 +15,19 @@ inline constexpr int kStripCols = kSplitPositions;
 inline constexpr int kMostWords = 512 / 2, kMostPairs = kStripCols;
 
 struct Layout {
-  int64_t strip, panels, values, positions, operands, rows, bytes;  // offsets
+  int64_t strip, panels, values, positions, operands, rows, means, bytes;  // offsets
 };
 
 constexpr Layout layout(int64_t d, int64_t dv) {
   auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
   Layout l{};
   l.panels = l.strip + up(kBlockRows * kStripCols * int64_t{4});
-  l.values = l.panels + up(d * kStripCols * 4);
+  l.values = l.panels + up(std::max<int64_t>(d, 2) * kStripCols * 4);  // two forms of keys in words
   l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);
   l.operands = l.positions + up(kStripCols * 4);
   l.rows = l.operands + up(kBlockRows * (kMostWords + kMostPairs) * int64_t{4});
-  l.bytes = l.rows + up((2 * kMostPairs + 2) * static_cast<int64_t>(sizeof(void*)));
+  l.means = l.rows + up((2 * kMostPairs + 2) * static_cast<int64_t>(sizeof(void*)));
+  l.bytes = l.means + up((8 * padded_dv(d) + 16 * d) * int64_t{4});  // see smoothing-inl.h
   return l;
 }
 

@@ -130,7 +130,8 @@ TEST_P(Computes, RowsOfTheirOwnScaleAndATurnLoseLessThanOneScaleATensor) {
 
 // Keys that a row does not see take no part, not even in the scales of what it does see.
 TEST_P(Computes, HiddenKeysChangeNoScale) {
-  for (const Compute compute : {Compute::kBF16, Compute::kInt8, Compute::kFp8, Compute::kInt8Hadamard}) {
+  for (const Compute compute :
+       {Compute::kBF16, Compute::kInt8, Compute::kFp8, Compute::kInt8Hadamard, Compute::kInt8Qk}) {
     test::SmallCall call(1, 2, 1, 100, 100, 32, 32);
     Context context = test::context_for(GetParam());
     call.run({.causal = true, .compute = compute}, context);
@@ -149,6 +150,58 @@ TEST_P(Computes, HiddenKeysChangeNoScale) {
   }
 }
 
+// Keys that share an offset by channel, as those of many models do. A bias of zeros hides nothing and could: with one,
+// keys are rounded as they are.
+TEST_P(Computes, KeysLessTheirMeanLoseLittleWhereChannelsHaveOffsets) {
+  test::SmallCall call(1, 4, 2, 100, 320, 64, 64, 7);
+  std::mt19937_64 random(8);
+  std::normal_distribution<float> normal(0, 1);
+  for (int64_t c = 0; c < 64; c += 8) {
+    const float offset = 20 * normal(random);
+    for (int64_t j = 0; j < 2 * 320; ++j) call.k[static_cast<size_t>(j * 64 + c)] += offset;
+  }
+  const std::vector<double> want = definition(call, {});
+  Context context = test::context_for(GetParam(), 2);
+  auto error = [&](Compute compute, bool with_bias) {
+    float zero = 0;
+    View bias = dense_view(&zero, DType::kF32, {1, 1, 1, 1});
+    Qkv in = call.in();
+    if (with_bias) in.bias = bias;
+    softmax_attention(in, {.compute = compute}, call.outputs(), context);
+    return root_mean_square(call.out, want);
+  };
+  const double smoothed = error(Compute::kInt8Qk, false), rounded = error(Compute::kInt8Qk, true),
+               bf16 = error(Compute::kBF16, false);
+  std::printf("root mean square errors, keys with offsets, %s: int8-qk %.2e smoothed, %.2e not; bf16 %.2e\n",
+              std::string(name_of(GetParam())).c_str(), smoothed, rounded, bf16);
+  EXPECT_LT(4 * smoothed, rounded);
+}
+
+// A row that sees 64 keys in part takes them as they are, so it makes no difference what the others are, nor whether
+// they are there yet.
+TEST_P(Computes, SmoothedKeysDoNotDependOnWhatARowDoesNotSee) {
+  test::SmallCall whole(1, 2, 1, 200, 200, 40, 32);
+  for (float& e : whole.k) e += 3;
+  Context context = test::context_for(GetParam(), 2);
+  for (const int64_t window : {0, 100}) {
+    const SoftmaxOptions options{.causal = true, .window = window, .compute = Compute::kInt8Qk};
+    whole.run(options, context);
+    for (int64_t i = 0; i < 200; ++i) {
+      test::SmallCall step(1, 2, 1, 1, i + 1, 40, 32);
+      for (int64_t h = 0; h < 2; ++h) std::copy_n(whole.q.data() + (h * 200 + i) * 40, 40, step.q.data() + h * 40);
+      std::copy_n(whole.k.data(), (i + 1) * 40, step.k.data());
+      std::copy_n(whole.v.data(), (i + 1) * 32, step.v.data());
+      if (window > 0)
+        for (int64_t c = 0; c < std::max<int64_t>(0, i + 1 - window) * 40; ++c) step.k[static_cast<size_t>(c)] = NAN;
+      step.run(options, context);
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t c = 0; c < 32; ++c)
+          ASSERT_EQ(whole.out[static_cast<size_t>((h * 200 + i) * 32 + c)], step.out[static_cast<size_t>(h * 32 + c)])
+              << "window " << window << ", query " << i << ", head " << h << ", element " << c;
+    }
+  }
+}
+
 TEST_P(Computes, WeightsOtherThanThoseOfASoftmaxAreRefused) {
   test::SmallCall call(1, 1, 1, 3, 9, 8, 8);
   Context context = test::context_for(GetParam());
@@ -157,6 +210,7 @@ TEST_P(Computes, WeightsOtherThanThoseOfASoftmaxAreRefused) {
   EXPECT_THROW(call.run({.compute = Compute::kInt8}, context, {.weight = &hook}), Error);
   EXPECT_THROW(call.run({.compute = Compute::kFp8}, context, {.normalizer = Normalizer::kSignedSoftmax}), Error);
   EXPECT_NO_THROW(call.run({.compute = Compute::kBF16}, context, {.weight = &hook}));
+  EXPECT_NO_THROW(call.run({.compute = Compute::kInt8Qk}, context, {.weight = &hook}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Usable, Computes, testing::ValuesIn(test::usable_isas()),

@@ -49,7 +49,7 @@ inline constexpr Option kCompute = {"compute",
                                     OptionType::kText,
                                     0,
                                     0,
-                                    "f32|bf16|int8|fp8|int8-hadamard|fp8-hadamard"};
+                                    "f32|bf16|int8|fp8|int8-hadamard|fp8-hadamard|int8-qk"};
 }  // namespace option
 
 // The options of `spec` that softmax attention has; others keep their defaults.

@@ -19,7 +19,8 @@
 //          and Error(kMemory) may leave outputs partly written.
 // Compute  SoftmaxOptions::compute rounds what is multiplied, queries with keys and weights with values (Shah et al.
 //          2024, arXiv:2407.08608, section 3.3, has the blocks and the turn; see attend/tensor/compute.h). All between
-//          is f32. int8 and fp8 take no hooks on weights and no other normaliser.
+//          is f32. int8 and fp8 take no hooks on weights and no other normaliser. int8-qk smooths keys by blocks (Zhang
+//          et al. 2024, arXiv:2410.02367, section 4.2; differs: blocks of 64 that a row sees all of, not all keys).
 // Numerics f32 accumulation; |out - reference| <= bound::softmax(...). Same bits: any.
 #include <span>
 

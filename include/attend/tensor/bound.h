@@ -93,6 +93,13 @@ inline void round_to_int8(SoftmaxNorms& n) {
   n.weighted = 64.0 / 510 + 1.0 / 254 + 64.0 / 510 / 254;
 }
 
+// Of Compute::kInt8Qk: queries as above; keys less a mean that no key is longer than, so at most twice as long. The
+// mean comes back by a dot product of its own; that it is rounded itself does not matter.
+inline void round_keys_to_int8(SoftmaxNorms& n) {
+  round_to_bf16(n);
+  n.operand = 2 * std::sqrt(static_cast<double>(n.d)) / 254 + static_cast<double>(n.d + 10) * kEpsilon;
+}
+
 // Of Compute::kFp8: half a unit in the last of 4 bits, or 2^-10 / 448 of the largest where numbers are subnormal.
 inline void round_to_e4m3(SoftmaxNorms& n) {
   const double subnormal = 0x1p-10 / 448, unit = 0x1p-4;

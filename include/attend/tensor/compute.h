@@ -11,14 +11,16 @@ enum class Compute {
   kFp8,   // the same with numbers of e4m3 in place of integers
   kInt8Hadamard,  // both after queries and keys were turned by a random Hadamard matrix, which spreads outliers
   kFp8Hadamard,
+  kInt8Qk,  // queries and keys as of kInt8, keys smoothed by blocks; weights and values as of kBF16
 };
-inline constexpr int kComputeCount = 6;
+inline constexpr int kComputeCount = 7;
 
 constexpr std::string_view name_of(Compute compute) {
-  constexpr std::string_view names[] = {"f32", "bf16", "int8", "fp8", "int8-hadamard", "fp8-hadamard"};
+  constexpr std::string_view names[] = {"f32", "bf16", "int8", "fp8", "int8-hadamard", "fp8-hadamard", "int8-qk"};
   return names[static_cast<int>(compute)];
 }
 
+// Of both products.
 constexpr bool is_int8(Compute compute) {
   return compute == Compute::kInt8 || compute == Compute::kInt8Hadamard;
 }
