@@ -1,6 +1,6 @@
 #include "attend/reference/fire.h"
 
-#include "reference/softmax_over.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -16,21 +16,53 @@ class FireReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), &inner_weight = required(in, "inner_weight"),
-               &inner_bias = required(in, "inner_bias"), &weight = required(in, "weight"),
-               outer_bias = optional(in, "outer_bias");
-    auto phi = [&](double d) { return std::log(1 + o_.rate * d); };
-    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) {
-      const double distance = std::abs(static_cast<double>(at.position - at.keys.position(j)));
-      const double x = phi(distance) / phi(std::max(o_.threshold, static_cast<double>(at.position)));
-      double bias = outer_bias.data ? element(outer_bias, {at.h}) : 0;
-      for (int64_t u = 0; u < inner_weight.shape[0]; ++u)
-        bias += element(weight, {at.h, u}) * std::max(0.0, element(inner_weight, {u}) * x + element(inner_bias, {u}));
-      return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) + bias;
-    });
+    softmax_over(in, out, o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), &weight = required(in, "weight"), dq = optional(grad_in, "q"),
+               dk = optional(grad_in, "k"), d_inner_weight = optional(grad_in, "inner_weight"),
+               d_inner_bias = optional(grad_in, "inner_bias"), d_weight = optional(grad_in, "weight"),
+               d_outer_bias = optional(grad_in, "outer_bias");
+    for (const View& grad : {dq, dk, d_inner_weight, d_inner_bias, d_weight, d_outer_bias}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) {
+          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
+          add(d_outer_bias, {at.h}, d);
+          const double x = interpolated(at, j);
+          for (int64_t u = 0; u < weight.shape[1]; ++u) {
+            const double z = hidden(in, u, x);
+            if (z <= 0) continue;
+            add(d_weight, {at.h, u}, d * z);
+            add(d_inner_weight, {u}, d * element(weight, {at.h, u}) * x);
+            add(d_inner_bias, {u}, d * element(weight, {at.h, u}));
+          }
+        });
   }
 
  private:
+  double phi(double d) const { return std::log(1 + o_.rate * d); }
+
+  double interpolated(const Query& at, int64_t j) const {
+    const double distance = std::abs(static_cast<double>(at.position - at.keys.position(j)));
+    return phi(distance) / phi(std::max(o_.threshold, static_cast<double>(at.position)));
+  }
+
+  // Before the ReLU.
+  static double hidden(const Tensors& in, int64_t u, double x) {
+    return element(required(in, "inner_weight"), {u}) * x + element(required(in, "inner_bias"), {u});
+  }
+
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View &q = required(in, "q"), &weight = required(in, "weight"), outer_bias = optional(in, "outer_bias");
+    const double x = interpolated(at, j);
+    double bias = outer_bias.data ? element(outer_bias, {at.h}) : 0;
+    for (int64_t u = 0; u < weight.shape[1]; ++u) bias += element(weight, {at.h, u}) * std::max(0.0, hidden(in, u, x));
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) + bias;
+  }
+
   FireOptions o_;
 };
 

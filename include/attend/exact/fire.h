@@ -30,4 +30,16 @@ struct FireNetwork {
 void fire_attention(const Qkv& in, const FireNetwork& network, const FireOptions& options, const AttnOut& out,
                     Context& context);
 
+struct FireGrad {
+  AttnGrad attention = {};
+  View inner_weight = {}, inner_bias = {}, weight = {}, outer_bias = {};  // in the shapes of the network's
+};
+
+// As softmax_attention_backward (attend/exact/softmax.h), and the gradients of the network: those of scores go back
+// through f[h], relu'(0) = 0. Cost: that of softmax_attention_backward, once more with 8 U operations a pair; memory
+// O(Hq * 96 * Tk) floats, at most 64 MiB.
+void fire_attention_backward(const Qkv& in, const FireNetwork& network, const FireOptions& options,
+                             const AttnOut& forward, const AttnOutGrad& grad_out, const FireGrad& grad_in,
+                             Context& context);
+
 }  // namespace attend
