@@ -37,8 +37,9 @@ SlotRanges BlockJobs::slots_seen(const Block& block) const {
 }
 
 void BlockJobs::find_slots(const Block& block, Workspace& w) const {
+  const bool alike = !p_.options.causal && p_.options.window == 0 && !p_.documents.data;  // all queries see the same
   for (int64_t t = 0; t < block.tokens; ++t) {
-    w.slots[t] = slots_seen({block.batch, block.kv_head, block.first + t, 1});
+    w.slots[t] = alike && t > 0 ? w.slots[0] : slots_seen({block.batch, block.kv_head, block.first + t, 1});
     w.q_position[t] = static_cast<int32_t>(p_.position(block.batch, block.first + t));
   }
 }
@@ -51,6 +52,23 @@ void BlockJobs::prepare(const Block& block, Workspace& w) const {
     for (int64_t t = 0; t < block.tokens; t += dense ? block.tokens : 1) {
       const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
       kernels_.scale(from, dense ? block.tokens * p_.d : p_.d, scale, w.q + (g * block.tokens + t) * p_.d);
+    }
+}
+
+void BlockJobs::ask_for(const Block& block) const {
+  constexpr int64_t kFewRows = 64, kLine = 64;
+  const Keys& k = keys(block);
+  if (block.tokens * p_.group > kFewRows || k.count() > kFewRows) return;
+  auto ask = [](const void* row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const char*>(row) + i);
+  };
+  for (int64_t g = 0; g < p_.group; ++g)
+    for (int64_t t = 0; t < block.tokens; ++t)
+      ask(p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t}), p_.d * 4);
+  for (const KeyRun& run : k.runs())
+    for (int64_t r = 0; r < run.count; ++r) {
+      ask(run.keys().row(r), row_bytes(run.k_type, p_.d));
+      ask(run.values().row(r), row_bytes(run.v_type, p_.dv));
     }
 }
 

@@ -24,6 +24,9 @@ class BlockJobs {
   // The same, and the queries as the kernel takes them.
   void prepare(const Block& block, Workspace& w) const;
 
+  // Asks memory for what a small block will read: its rows are too few for hardware to see where they lead.
+  void ask_for(const Block& block) const;
+
   // f(Split) for each split of which some query of the block sees a key, ascending.
   template <class F>
   void each_split(const Block& block, const Workspace& w, F f) const {

@@ -87,6 +87,7 @@ class Scheduler {
       const Block& block = blocks_[static_cast<size_t>(i)];
       Workspace& w = workspaces_[static_cast<size_t>(worker)];
       jobs_.prepare(block, w);
+      if (i + context_.threads < count) jobs_.ask_for(blocks_[static_cast<size_t>(i + context_.threads)]);
       const PartialRows whole{w.max, w.sum, w.acc, stride_};
       const Given given{w.given_max, w.given_inverse};
       if (two_passes()) {
