@@ -1,4 +1,5 @@
-// Any sequence of appends, keeps, forks and clears, on every store and codec: it holds what a plain list holds.
+// Any sequence of appends, keeps, forks, new values and clears, on every store and codec: it holds what a plain list
+// holds.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -175,6 +175,7 @@ void register_kv(Registry& registry) {
   register_expected_retention(registry);
   register_fastgen(registry);
   register_count_retentions(registry);
+  register_merging_retentions(registry);
   register_norm_retentions(registry);
   register_weight_retentions(registry);
   register_window_retentions(registry);

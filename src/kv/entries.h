@@ -10,6 +10,7 @@ void register_duo(Registry& registry);
 void register_expected_retention(Registry& registry);
 void register_fastgen(Registry& registry);
 void register_count_retentions(Registry& registry);
+void register_merging_retentions(Registry& registry);
 void register_norm_retentions(Registry& registry);
 void register_weight_retentions(Registry& registry);
 void register_window_retentions(Registry& registry);

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "attend/kv/codec.h"
+#include "attend/kv/rewrite_values.h"
+#include "attend/simd/key_rows.h"
 #include "attend/tensor/error.h"
 
 namespace attend {
@@ -196,7 +199,31 @@ void Retainer::act_on_layer(Store& store, int layer, int64_t position, bool prom
         ++next;
       }
   }
-  for (size_t i = 0; i < acting.size(); ++i) keep(store, layer, acting[i], kept[i], position);
+  for (size_t i = 0; i < acting.size(); ++i)
+    merge_and_keep(*retention_of(layer, acting[i]), store, layer, acting[i], kept[i], position, isa);
+}
+
+void Retainer::merge_and_keep(const Retention& retention, Store& store, int layer, int kv_head,
+                              const std::vector<int64_t>& slots, int64_t position, Isa isa) {
+  const KeyView keys = store.keys(layer, kv_head);
+  if (!retention.merges() || static_cast<int64_t>(slots.size()) == keys.count())
+    return keep(store, layer, kv_head, slots, position);
+  const Held own = held(keys, layer, kv_head, position, isa);
+  const size_t width = static_cast<size_t>(own.dv);
+  std::vector<float> before(static_cast<size_t>(keys.count()) * width);
+  read_values(keys, 0, keys.count(), own.dv, isa, before.data());
+  std::vector<float> values = before;
+  retention.merge(own, slots, values);
+  std::vector<int64_t> changed;  // slots that they will have
+  std::vector<float> rows;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const size_t first = static_cast<size_t>(slots[i]) * width;
+    if (std::memcmp(&values[first], &before[first], width * sizeof(float)) == 0) continue;
+    changed.push_back(static_cast<int64_t>(i));
+    rows.insert(rows.end(), &values[first], &values[first] + width);
+  }
+  keep(store, layer, kv_head, slots, position);
+  rewrite_values(store, layer, kv_head, changed, rows, isa);
 }
 
 void Retainer::expect_queries(int layer, int64_t position, Isa isa) {

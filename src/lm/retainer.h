@@ -78,6 +78,9 @@ class Retainer {
   const Retention* retention_of(int layer, int kv_head) const;
   void act_on_layer(Store& store, int layer, int64_t position, bool prompt_end, bool look, Isa isa);
   void keep(Store& store, int layer, int kv_head, const std::vector<int64_t>& slots, int64_t position);
+  // As keep(), where `retention` chose the slots: what it merges of the values of other keys is stored first.
+  void merge_and_keep(const Retention& retention, Store& store, int layer, int kv_head,
+                      const std::vector<int64_t>& slots, int64_t position, Isa isa);
   void forget_weights();
   void expect_queries(int layer, int64_t position, Isa isa);
   Held held(const KeyView& keys, int layer, int kv_head, int64_t position, Isa isa) const;

@@ -10,7 +10,10 @@
 #include <vector>
 
 #include "attend/kv/codec.h"
+#include "attend/kv/rewrite_values.h"
 #include "attend/kv/store.h"
+#include "attend/simd/isa.h"
+#include "attend/tensor/context.h"
 #include "attend/tensor/quantised_row.h"
 
 namespace attend::test {
@@ -134,7 +137,7 @@ class StoreWalk {
   std::string step() {
     const size_t which = random_() % texts_.size();
     Text& text = texts_[which];
-    const uint32_t what = random_() % (codec_.stages.empty() ? 26 : 34);
+    const uint32_t what = random_() % (codec_.stages.empty() ? 28 : 36);
     if (what < 15) {
       append(text);
     } else if (what < 21) {
@@ -147,7 +150,7 @@ class StoreWalk {
     } else if (what == 22) {
       if (texts_.size() < 4) start();
     } else if (what > 23) {
-      what < 26 ? cut(text) : settle(text);
+      what < 26 ? cut(text) : what < 28 ? rewrite(text) : settle(text);
     } else if (random_() % 2) {
       text.store->clear();
       text.naive = NaiveStore(shape_, codec_);
@@ -257,9 +260,27 @@ class StoreWalk {
     keys = kept;
   }
 
+  void rewrite(Text& text) {
+    const int layer = static_cast<int>(random_() % static_cast<uint32_t>(shape_.layers));
+    const int head = static_cast<int>(random_() % static_cast<uint32_t>(shape_.kv_heads));
+    std::vector<NaiveKey>& keys = text.naive.at(layer, head);
+    const uint32_t source = 3 + random_() % 2, every = 1 + random_() % 9;
+    std::vector<int64_t> slots;
+    std::vector<float> values;
+    for (size_t s = 0; s < keys.size(); ++s) {
+      if (random_() % every != 0) continue;
+      const std::vector<float> x = row(source, layer, head, keys[s].position, shape_.dv);
+      slots.push_back(static_cast<int64_t>(s));
+      values.insert(values.end(), x.begin(), x.end());
+      keys[s].v = stored(x, keys[s].stage == 0 ? shape_.codec : codec_.stages[keys[s].stage - 1].values);
+    }
+    rewrite_values(*text.store, layer, head, slots, values, active_isa(context_));
+  }
+
   std::function<std::unique_ptr<Store>(const StoreShape&)> open_;
   StoreShape shape_;
   Codec codec_;
+  Context context_{1};
   std::function<uint32_t()> random_;
   std::vector<Text> texts_;
 };

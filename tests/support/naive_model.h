@@ -30,7 +30,8 @@ class NaiveModel {
                      std::vector<std::vector<bool>>& kept)>
       evict;
 
-  // Of the layer that `evict` is called for: queries before they are turned, by query head, and values, by kv head.
+  // Of the layer that `evict` is called for: queries before they are turned, by query head, and values, by kv head,
+  // which `evict` may change.
   mutable std::vector<std::vector<Row>> queries, values;
 
   std::vector<Row> logits(const std::vector<int32_t>& ids) const {
@@ -129,7 +130,7 @@ class NaiveModel {
           const double weight = std::exp(score / std::sqrt(static_cast<double>(m.head)));
           total += weight;
           weights[static_cast<size_t>(h)][i][j] = weight;
-          for (size_t c = 0; c < out.size(); ++c) out[c] += weight * v[j][kv * static_cast<size_t>(m.head) + c];
+          for (size_t c = 0; c < out.size(); ++c) out[c] += weight * values[kv][j][c];
         }
         for (double o : out) attention.push_back(o / total);
         for (double& weight : weights[static_cast<size_t>(h)][i]) weight /= total;

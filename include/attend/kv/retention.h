@@ -76,6 +76,14 @@ struct Retention : Component {
   // Slots to keep, ascending.
   virtual void choose(const Held& held, std::vector<int64_t>& slots) const = 0;
 
+  // Whether keys that go leave something of their values in others: merge() is then called before they do.
+  virtual bool merges() const { return false; }
+  // Keys other than `kept` (slots, ascending) are about to go. Changes `values` [keys, dv], by slot; those of kept keys
+  // are stored again where they changed.
+  virtual void merge(const Held& held, std::span<const int64_t> kept, std::span<float> values) const {
+    (void)held, (void)kept, (void)values;
+  }
+
   // True if only keys that no later query can see are dropped: then it may act at any time without changing a result.
   virtual bool lossless() const { return false; }
 };
