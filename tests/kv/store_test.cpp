@@ -208,6 +208,12 @@ TEST(Stores, RefuseWithoutChange) {
     refuses([&] { store->keep(0, 0, std::vector<int64_t>{1, 1}); });
     refuses([&] { store->keep(0, 2, {}); });
     refuses([&] { (void)store->keys(0, -1); });
+    const float four[4] = {};
+    const int64_t beyond[] = {3}, last[] = {2}, twice[] = {1, 1};
+    refuses([&] { rewrite_values(*store, 0, 0, beyond, four, Isa::kAvx2); });
+    refuses([&] { rewrite_values(*store, 0, 2, last, four, Isa::kAvx2); });                    // head
+    refuses([&] { rewrite_values(*store, 0, 0, last, std::span(four, 3), Isa::kAvx2); });      // width
+    refuses([&] { rewrite_values(*store, 0, 0, twice, std::vector<float>(8), Isa::kAvx2); });  // repeats
     refuses([&] { store->append_coded(0, 2, store->keys(0, 1)); });
     refuses([&] { store->append_coded(0, 0, store->keys(0, 1)); });  // does not ascend
     KeyRun other = store->keys(0, 1).runs[0];
