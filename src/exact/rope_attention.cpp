@@ -7,7 +7,10 @@
 
 #include "attend/exact/rope.h"
 #include "attend/exact/weight_statistics.h"
+#include "attend/simd/isa.h"
+#include "attend/simd/key_rows.h"
 #include "attend/tensor/error.h"
+#include "exact/keys.h"
 #include "exact/keys_alone.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
@@ -18,11 +21,16 @@ namespace {
 
 constexpr std::string_view kOp = "rope";
 
-View batch_of(const View& x, int64_t b) {
+// Entries [first, first + count) of an axis.
+View part_of(const View& x, int axis, int64_t first, int64_t count) {
   View part = x;
-  part.data = x.as<char>() + b * x.stride[0] * size_of(x.type);
-  part.shape[0] = 1;
+  part.data = x.as<char>() + first * x.stride[axis] * size_of(x.type);
+  part.shape[axis] = count;
   return part;
+}
+
+View batch_of(const View& x, int64_t b) {
+  return part_of(x, 0, b, 1);
 }
 
 // A checked call: angles of every batch entry, and queries and keys rotated by them.
@@ -56,6 +64,7 @@ class Rotation {
       if (bases.data) rope.base = *bases.at<float>({b});
       tables_.push_back(rope_table(rope, p.d, keys_, factors));
     }
+    by_slot_ = views_ && rope_keeps_unturned(options);
     // Where queries stand for the sinks, if that is not always where they stand in the text.
     in_cache_ = options.positions == RopePositions::kCache && options.window > 0 && options.sinks > 0;
     for (int64_t b = 0; b < p.batch; ++b)
@@ -72,9 +81,14 @@ class Rotation {
   int64_t keys() const { return keys_; }
 
   // The arguments with rotated queries and, where they are arrays, keys, in memory of the context.
-  Qkv rotated(Context& context) const {
+  Qkv rotated(Context& context) {
     Qkv turned = in_;
     turned.q = query_memory(context, 0);
+    if (by_slot_) {
+      turn_to_slots(turned.q, context);
+      turned.keys = by_slot_views_;
+      return turned;
+    }
     if (!views_)
       turned.k = dense_view(exact::kept_floats(context, 1, std::max<int64_t>(1, p.batch * p.kv_heads * keys_ * p.d)),
                             DType::kF32, {p.batch, p.kv_heads, keys_, p.d});
@@ -99,6 +113,45 @@ class Rotation {
   }
 
  private:
+  // Keys of views, and queries, to where they stand among what the views hold: the queries of a head at the slots of
+  // their own keys.
+  void turn_to_slots(const View& to_q, Context& context) {
+    std::optional<RopeAngles> own;
+    const RopeAngles& angles = angles_ ? *angles_ : own.emplace(tables_[0]);
+    const bool pairs = options_.rope.interleaved;
+    const Isa isa = active_isa(context);
+    int64_t slots = 0;
+    size_t runs = 0;
+    for (const KeyView& keys : in_.keys) slots += keys.count(), runs += keys.runs.size();
+    float* k = exact::kept_floats(context, 1, std::max<int64_t>(1, slots * p.d));
+    runs_.reserve(runs);
+    std::vector<int32_t> at(static_cast<size_t>(p.queries));
+    const int64_t group = p.heads / p.kv_heads;
+    for (int64_t v = 0; v < static_cast<int64_t>(in_.keys.size()); ++v) {
+      const KeyView& keys = in_.keys[static_cast<size_t>(v)];
+      const int64_t count = keys.count(), b = v / p.kv_heads, head = v % p.kv_heads * group;
+      read_keys(keys, 0, count, p.d, isa, k);
+      const View rows = dense_view(k, DType::kF32, {1, 1, count, p.d});
+      if (count > 0) rope_rotate(rows, {}, angles, pairs, rows, context);
+      const size_t first = runs_.size();
+      for (KeyRun run : keys.runs) {
+        run.k = k + run.first_slot * p.d;
+        run.k_stride = p.d;
+        run.k_type = DType::kF32;
+        run.k_scale = run.k_offset = nullptr;
+        runs_.push_back(run);
+      }
+      by_slot_views_.push_back({std::span(runs_).subspan(first), keys.position});
+      const exact::Keys held(keys);
+      for (int64_t i = 0; i < p.queries; ++i)
+        at[static_cast<size_t>(i)] =
+            static_cast<int32_t>(std::max<int64_t>(0, held.lower_slot(p.position(b, i) + 1) - 1));
+      rope_rotate(part_of(batch_of(in_.q, b), 1, head, group), dense_view(at.data(), DType::kI32, {1, p.queries}),
+                  angles, pairs, part_of(batch_of(to_q, b), 1, head, group), context);
+      k += count * p.d;
+    }
+  }
+
   void turn(const View& q, const View& k, const View& to_q, const View& to_k, int32_t sign,
             const std::vector<int32_t>& q_position, Context& context) const {
     std::vector<int32_t> at_q = q_position, at_k(static_cast<size_t>(keys_));
@@ -119,7 +172,9 @@ class Rotation {
   const Qkv& in_;
   const RopeAttentionOptions& options_;
   const RopeAngles* angles_;
-  bool views_ = false;
+  bool views_ = false, by_slot_ = false;
+  std::vector<KeyRun> runs_;
+  std::vector<KeyView> by_slot_views_;
   int64_t keys_ = 0;
   std::vector<RopeTable> tables_;
   std::vector<int32_t> q_position_, q_cached_;  // [B, Tq]
@@ -130,7 +185,7 @@ class Rotation {
 
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                     const AttnOut& out, Context& context, const RopeAngles* angles, const Variant& variant) {
-  const Rotation rotation(in, bases, factors, options, out, variant, angles);
+  Rotation rotation(in, bases, factors, options, out, variant, angles);
   exact::check_outputs(rotation.p, in, out, kOp);
   if (!rotation.in_cache())
     return softmax_attention(rotation.rotated(context), rotation.softmax, out, context, variant);
@@ -148,7 +203,7 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
 void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                       const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles) {
   const Qkv keys = exact::keys_alone(in);
-  const Rotation rotation(keys, bases, factors, options, {}, {}, angles);
+  Rotation rotation(keys, bases, factors, options, {}, {}, angles);
   if (rotation.in_cache())
     throw Error(ErrorKind::kUnsupported, kOp, "positions", "cache", "give no weights with a window and sinks");
   add_weights(rotation.rotated(context), rotation.softmax, lse, to, context);
@@ -156,17 +211,8 @@ void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& facto
 
 namespace {
 
-// Tokens [first, first + count) of keys, values or their gradients.
-View tokens_of(const View& x, int64_t first, int64_t count) {
-  View part = x;
-  if (!x.data) return part;
-  part.data = x.as<char>() + first * x.stride[2] * size_of(x.type);
-  part.shape[2] = count;
-  return part;
-}
-
 // The gradients of the sinks and of the other keys each need the outputs of the whole row, nothing else of each other.
-void cached_backward(const Rotation& rotation, const RopeAttentionOptions& options, const AttnOut& forward,
+void cached_backward(Rotation& rotation, const RopeAttentionOptions& options, const AttnOut& forward,
                      const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context) {
   const exact::Problem& p = rotation.p;
   const int64_t cut = std::min(options.sinks, rotation.keys()), rest = rotation.keys() - cut;
@@ -185,11 +231,12 @@ void cached_backward(const Rotation& rotation, const RopeAttentionOptions& optio
   auto part = [&](const View& q, std::vector<int32_t>& at, std::vector<int32_t>& length, int64_t first, int64_t count,
                   const SoftmaxOptions& visible, const View& dq) {
     const Qkv keys{.q = q,
-                   .k = tokens_of(turned.k, first, count),
-                   .v = tokens_of(turned.v, first, count),
+                   .k = part_of(turned.k, 2, first, count),
+                   .v = part_of(turned.v, 2, first, count),
                    .kv_lens = dense_view(length.data(), DType::kI32, {p.batch}),
                    .q_positions = dense_view(at.data(), DType::kI32, {p.batch, p.queries})};
-    const AttnGrad gradients{.q = dq, .k = tokens_of(grad_in.k, first, count), .v = tokens_of(grad_in.v, first, count)};
+    auto tokens_of = [&](const View& x) { return x.data ? part_of(x, 2, first, count) : x; };
+    const AttnGrad gradients{.q = dq, .k = tokens_of(grad_in.k), .v = tokens_of(grad_in.v)};
     softmax_attention_backward(keys, visible, forward, grad_out, gradients, context);
   };
   const SoftmaxOptions all{.causal = options.causal, .scale = options.scale};
@@ -213,7 +260,7 @@ void rope_attention_backward(const Qkv& in, const View& bases, const RopeFactors
                              const RopeAttentionOptions& options, const AttnOut& forward, const AttnOutGrad& grad_out,
                              const AttnGrad& grad_in, Context& context, const RopeAngles* angles,
                              const Variant& variant) {
-  const Rotation rotation(in, bases, factors, options, {}, variant, angles);
+  Rotation rotation(in, bases, factors, options, {}, variant, angles);
   // Against the arguments as they came; the call below checks the rotated ones.
   exact::check_gradients(rotation.p, in, forward, grad_out, grad_in, kOp);
   if (rotation.in_cache()) {

@@ -20,8 +20,8 @@ constexpr Option kOptions[] = {
     option::kScale,
     option::kWindow,
     option::kSinks,
-    {"positions", "", "where the query stands for sinks beyond its window: in the text, or right behind the window",
-     "text", OptionType::kText, 0, 0, "text|cache"},
+    {"positions", "", "where keys stand: in the text, or, where some were dropped, among those that are left", "text",
+     OptionType::kText, 0, 0, "text|cache"},
     ATTEND_ROTARY_OPTIONS,
 };
 constexpr Option kStreamingOptions[] = {
@@ -112,6 +112,7 @@ class RopeMechanism : public AttentionOperator, public DividesFrequencies {
     const RopeScaling scaling = options_.rope.scaling;
     if (scaling == RopeScaling::kDynamicNtk || scaling == RopeScaling::kLongRope)
       throw Error(ErrorKind::kUnsupported, op(), "scaling", "", "must not depend on the text's length in a model");
+    if (rope_keeps_unturned(options_)) return;
     std::optional<RopeAngles> own;
     const RopeAngles& angles = angles_ ? *angles_ : own.emplace(rope_table(options_.rope, keys.shape[3], 1));
     std::vector<int32_t> at;
@@ -178,7 +179,8 @@ constexpr Entry kRope = {
     .equation =
         "w[i,.] = softmax over visible j of scale * (R(i) q[i]).(R(j) k[j])\n"
         "R(p) turns pair n of a head by p f[n],  f[n] = base^(-2n / dims), stretched by `scaling`\n"
-        "positions=cache: R(min(i, window + sinks - 1)) q[i] for the sinks, j < sinks",
+        "positions=cache: R(min(i, window + sinks - 1)) q[i] for the sinks, j < sinks;  without a window i and j are\n"
+        "slots of a store's keys",
     .summary = "rotary position embeddings with every scaling in use; several bases at once",
     .options = kOptions,
     .in = kIn,
@@ -191,7 +193,9 @@ constexpr Entry kRope = {
                .gradients = kGradients},
     .notes =
         "091: copies of a text as batch entries with a base each; merge_buckets() merges their output "
-        "distributions; in a model, policies with a base each joined by '|'. Scalings dynamic and longrope depend on "
+        "distributions; in a model, policies with a base each joined by '|'. With positions=cache and no window, keys "
+        "that a retention leaves are stored unturned and turned to their slots by each call, at a cost of a rotation a "
+        "key: distances never exceed what is held. Scalings dynamic and longrope depend on "
         "the text's length so far, so bits do too.",
     .make = make,
     .reference = definition,

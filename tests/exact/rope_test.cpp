@@ -243,6 +243,72 @@ TEST_P(Rope, InCachePositionsAreThoseOfATextWithoutWhatWasDropped) {
   EXPECT_GT(in_text, 1e-2f) << "the two kinds of positions differ where something was dropped";
 }
 
+// What a retention left, at scattered slots that differ from head to head: a text by itself.
+TEST_P(Rope, InCachePositionsOfScatteredKeysAreThoseOfATextOfTheseAlone) {
+  constexpr int64_t kLength = 150, kQueries = 5;
+  test::SmallCall call(1, 4, 2, kQueries, kLength, 24, 16);
+  Context context = test::context_for(GetParam(), 2);
+  const RopeAttentionOptions options{.causal = true, .positions = RopePositions::kCache, .rope = {.dims = 16}},
+      plain{.causal = true, .rope = options.rope};
+  std::vector<std::vector<int32_t>> kept(2);
+  std::vector<std::vector<float>> k(2), v(2);
+  std::vector<KeyRun> runs;
+  for (size_t h = 0; h < 2; ++h) {
+    for (int32_t j = 0; j < kLength; ++j) {
+      if (j < kLength - kQueries && (j * 7 + static_cast<int32_t>(h) * 3) % (3 + static_cast<int32_t>(h)) != 0)
+        continue;
+      kept[h].push_back(j);
+      const float *key = call.in().k.at<float>({0, static_cast<int64_t>(h), j}),
+                  *value = call.in().v.at<float>({0, static_cast<int64_t>(h), j});
+      k[h].insert(k[h].end(), key, key + 24), v[h].insert(v[h].end(), value, value + 16);
+    }
+    // Two runs, as of pages.
+    const int64_t count = static_cast<int64_t>(kept[h].size());
+    runs.push_back({.k = k[h].data(), .v = v[h].data(), .k_stride = 24, .v_stride = 16, .count = 20});
+    runs.push_back({.k = k[h].data() + 20 * 24,
+                    .v = v[h].data() + 20 * 16,
+                    .k_stride = 24,
+                    .v_stride = 16,
+                    .first_slot = 20,
+                    .count = count - 20});
+  }
+  const std::vector<KeyView> views = {{std::span(runs).first(2), kept[0]}, {std::span(runs).last(2), kept[1]}};
+  Qkv in = call.in();
+  in.k = in.v = {};
+  in.dv = 16;
+  in.keys = views;
+  rope_attention(in, {}, {}, options, call.outputs(), context);
+  // By weights, too.
+  std::vector<std::vector<float>> sums;
+  std::vector<KeyStatistics> places;
+  for (size_t h = 0; h < 4; ++h) sums.emplace_back(kept[h / 2].size(), 0.0f);
+  for (auto& head : sums) places.push_back({.sum = head.data()});
+  rope_add_weights(in, {}, {}, options, call.outputs().lse, {places}, context);
+  for (size_t h = 0; h < 2; ++h) {
+    const int64_t count = static_cast<int64_t>(kept[h].size());
+    test::SmallCall few(1, 2, 1, kQueries, count, 24, 16);
+    std::copy(k[h].begin(), k[h].end(), few.in().k.at<float>({0, 0, 0}));
+    std::copy(v[h].begin(), v[h].end(), few.in().v.at<float>({0, 0, 0}));
+    for (int64_t g = 0; g < 2; ++g)
+      for (int64_t i = 0; i < kQueries; ++i)
+        std::copy_n(call.in().q.at<float>({0, static_cast<int64_t>(h) * 2 + g, i}), 24,
+                    few.in().q.at<float>({0, g, i}));
+    rope_attention(few.in(), {}, {}, plain, few.outputs(), context);
+    std::vector<std::vector<float>> wanted(2, std::vector<float>(static_cast<size_t>(count), 0.0f));
+    std::vector<KeyStatistics> to;
+    for (auto& head : wanted) to.push_back({.sum = head.data()});
+    rope_add_weights(few.in(), {}, {}, plain, few.outputs().lse, {to}, context);
+    for (int64_t g = 0; g < 2; ++g) {
+      const int64_t head = static_cast<int64_t>(h) * 2 + g;
+      for (int64_t i = 0; i < kQueries; ++i)
+        for (int64_t c = 0; c < 16; ++c)
+          ASSERT_NEAR(*call.outputs().out.at<float>({0, head, i, c}), *few.outputs().out.at<float>({0, g, i, c}), 2e-5);
+      for (size_t j = 0; j < static_cast<size_t>(count); ++j)
+        ASSERT_NEAR(sums[static_cast<size_t>(head)][j], wanted[static_cast<size_t>(g)][j], 2e-5);
+    }
+  }
+}
+
 TEST_P(Rope, WithoutSinksBothKindsOfPositionsAreOne) {
   test::SmallCall call(2, 2, 1, 40, 150, 16, 16);
   Context context = test::context_for(GetParam(), 2);

@@ -20,6 +20,9 @@
 //   cache positions   the same for j >= S;  (R(min(P, W + S - 1)) q) . (R(j) k[j])  for the sinks, j < S
 // so that from P = W + S on, when the first keys have left, what is seen counts as a text of W + S tokens: keys of the
 // window keep their distances, the sinks stand right before the window, and no distance ever exceeds W + S - 1.
+// Without a window, keys of views (what a retention left of a text) have cache positions, too: (R(s) q) . (R(t) k[t])
+// of the slots t of a key and s of the query's own, so that what is left counts as a text by itself (as in the code of
+// Zhang et al. 2023, arXiv:2306.14048, for texts without end). Each call then turns the keys that it reads.
 //
 // Source   Su et al. 2021, arXiv:2104.09864, equation 34; Chen et al. 2023, arXiv:2306.15595 (linear); Peng et al.
 // 2023,
@@ -82,13 +85,18 @@ class RopeAngles {
 void rope_rotate(const View& x, const View& positions, const RopeAngles& angles, bool interleaved, const View& out,
                  Context& context);
 
+// Whether keys of views come unrotated, for they stand where they lie.
+inline bool rope_keeps_unturned(const RopeAttentionOptions& options) {
+  return options.positions == RopePositions::kCache && options.window == 0;
+}
+
 // Softmax attention of rotated queries and keys. `bases` [B] f32, if given, replaces the base of each batch entry:
 // copies of one text as batch entries are read with several bases at once (Chen et al. 2023, arXiv:2312.04455,
 // "attention buckets"), whose output distributions merge_buckets() merges. Keys as arrays come unrotated, at positions
-// 0, 1, ..; the text's length is Tk. Those of key views were rotated when they were stored: then `bases`, and scalings
-// that depend on the text's length, are refused. `angles`, if given, are those of options.rope for heads as wide as
-// these, and replace bases and factors. `variant` is that of softmax_attention; with cache positions one of
-// softmax_partial.
+// 0, 1, ..; the text's length is Tk. Those of key views were rotated when they were stored, unless
+// rope_keeps_unturned(): then `bases`, and scalings that depend on the text's length, are refused. `angles`, if given,
+// are those of options.rope for heads as wide as these, and replace bases and factors. `variant` is that of
+// softmax_attention; with cache positions one of softmax_partial.
 void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                     const AttnOut& out, Context& context, const RopeAngles* angles = nullptr,
                     const Variant& variant = {});
