@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <optional>
 
+#include "attend/exact/weight_statistics.h"
 #include "attend/tensor/error.h"
+#include "exact/keys_alone.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
 #include "exact/tasks.h"
@@ -22,17 +24,27 @@ struct Group {
 
 class Dca {
  public:
-  Dca(const Qkv& in, const DcaOptions& options, const AttnOut& out, const exact::Problem& problem,
-      const RopeAngles& angles, Context& context)
-      : in_(in),
-        o_(options),
-        out_(out),
-        p_(problem),
-        context_(context),
-        chunk_(options.chunk_tokens()),
-        angles_(angles) {}
+  Dca(const Qkv& in, const DcaOptions& options, const exact::Problem& problem, const RopeAngles& angles,
+      Context& context)
+      : in_(in), o_(options), p_(problem), context_(context), chunk_(options.chunk_tokens()), angles_(angles) {}
 
-  void run() {
+  void attend(const AttnOut& out) {
+    each_group([&](const Group& g) { attend(g, out); });
+  }
+
+  void add_weights(const View& lse, const WeightPlaces& to) {
+    each_group([&](const Group& g) {
+      const WeightPlaces own{to.heads.subspan(static_cast<size_t>(g.batch * p_.heads), static_cast<size_t>(p_.heads)),
+                             to.attended};
+      each_part(g, [&](const Qkv& part, KeyRange range) {
+        attend::add_weights(part, softmax(), slice(lse, g.batch, g.first, g.rows), own, context_, {}, range);
+      });
+    });
+  }
+
+ private:
+  template <class F>
+  void each_group(F f) {
     if (in_.keys.empty()) {
       const int64_t keys = in_.k.shape[2];
       keys_ = dense_view(exact::kept_floats(context_, 0, p_.batch * p_.kv_heads * keys * p_.d), DType::kF32,
@@ -47,30 +59,45 @@ class Dca {
         const int64_t chunk = chunk_of(b, first);
         int64_t rows = 1;
         while (first + rows < p_.queries && chunk_of(b, first + rows) == chunk) ++rows;
-        attend({b, first, rows, chunk});
+        f(Group{b, first, rows, chunk});
         first += rows;
       }
   }
 
- private:
+  SoftmaxOptions softmax() const { return {.causal = true, .scale = o_.scale}; }
+
   int64_t chunk_of(int64_t b, int64_t i) const {
     const int64_t position = p_.position(b, i);
     return position < 0 ? -1 : position / chunk_;
   }
 
-  void attend(const Group& g) {
+  void attend(const Group& g, const AttnOut& out) {
     Partial sum(1, p_.heads, g.rows, p_.dv);
-    const int64_t begin = g.chunk * chunk_, last = o_.context - 1;
-    if (g.chunk >= 2) add(sum, g, {0, begin - chunk_}, [&](int64_t) { return last; });
-    if (g.chunk >= 1)
-      add(sum, g, {begin - chunk_, begin}, [&](int64_t i) { return std::min(i % chunk_ + chunk_, last); });
-    if (g.chunk >= 0) add(sum, g, {begin, begin + chunk_}, [&](int64_t i) { return i % chunk_; });
-    finish(sum, {}, {slice(out_.out, g.batch, g.first, g.rows), slice(out_.lse, g.batch, g.first, g.rows)}, context_);
+    each_part(g, [&](const Qkv& part, KeyRange range) {
+      merge(sum, softmax_partial(part, softmax(), range, context_), context_);
+    });
+    finish(sum, {}, {slice(out.out, g.batch, g.first, g.rows), slice(out.lse, g.batch, g.first, g.rows)}, context_);
   }
 
-  // Joins the keys of a range, seen from position x(i) by the query at position i.
-  template <class X>
-  void add(Partial& sum, const Group& g, KeyRange range, X x) {
+  // f(arguments with rotated queries, positions of the keys that they are for), of each range of keys that the queries
+  // see from places of their own.
+  template <class F>
+  void each_part(const Group& g, F f) {
+    const int64_t begin = g.chunk * chunk_, last = o_.context - 1;
+    if (g.chunk >= 2)
+      part(
+          g, {0, begin - chunk_}, [&](int64_t) { return last; }, f);
+    if (g.chunk >= 1)
+      part(
+          g, {begin - chunk_, begin}, [&](int64_t i) { return std::min(i % chunk_ + chunk_, last); }, f);
+    if (g.chunk >= 0)
+      part(
+          g, {begin, begin + chunk_}, [&](int64_t i) { return i % chunk_; }, f);
+  }
+
+  // The keys of a range, seen from position x(i) by the query at position i.
+  template <class X, class F>
+  void part(const Group& g, KeyRange range, X x, F f) {
     std::vector<int32_t> position(static_cast<size_t>(g.rows)), rotary(position.size());
     for (int64_t r = 0; r < g.rows; ++r) {
       const int64_t i = p_.position(g.batch, g.first + r);
@@ -78,18 +105,18 @@ class Dca {
       rotary[static_cast<size_t>(r)] = static_cast<int32_t>(x(i));
     }
     std::vector<float> q(static_cast<size_t>(p_.heads * g.rows * p_.d));
-    Qkv part{.q = dense_view(q.data(), DType::kF32, {1, p_.heads, g.rows, p_.d}),
-             .q_positions = dense_view(position.data(), DType::kI32, {1, g.rows})};
+    Qkv own{.q = dense_view(q.data(), DType::kF32, {1, p_.heads, g.rows, p_.d}),
+            .q_positions = dense_view(position.data(), DType::kI32, {1, g.rows})};
     if (in_.keys.empty()) {
-      part.k = slice(keys_, g.batch, 0, in_.k.shape[2]);
-      part.v = slice(in_.v, g.batch, 0, in_.k.shape[2]);
+      own.k = slice(keys_, g.batch, 0, in_.k.shape[2]);
+      own.v = slice(in_.v, g.batch, 0, in_.k.shape[2]);
     } else {
-      part.keys = in_.keys.subspan(static_cast<size_t>(g.batch * p_.kv_heads), static_cast<size_t>(p_.kv_heads));
-      part.dv = in_.dv;
+      own.keys = in_.keys.subspan(static_cast<size_t>(g.batch * p_.kv_heads), static_cast<size_t>(p_.kv_heads));
+      own.dv = in_.dv;
     }
     rope_rotate(slice(in_.q, g.batch, g.first, g.rows), dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_,
-                o_.rope.interleaved, part.q, context_);
-    merge(sum, softmax_partial(part, {.causal = true, .scale = o_.scale}, range, context_), context_);
+                o_.rope.interleaved, own.q, context_);
+    f(own, range);
   }
 
   // Rows [first, first + count) of a batch entry.
@@ -104,7 +131,6 @@ class Dca {
 
   const Qkv& in_;
   const DcaOptions& o_;
-  const AttnOut& out_;
   const exact::Problem& p_;
   Context& context_;
   int64_t chunk_;
@@ -114,15 +140,15 @@ class Dca {
 
 }  // namespace
 
-void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
-                   const RopeAngles* angles) {
+namespace {
+
+exact::Problem check(const Qkv& in, const DcaOptions& options, const RopeAngles* angles) {
   for (const auto& [name, view] : {std::pair{"kv_lens", &in.kv_lens},
                                    {"bias", &in.bias},
                                    {"sink_logits", &in.sink_logits},
                                    {"documents", &in.documents}})
     exact::require_absent(kOp, name, *view);
-  const exact::Problem problem = exact::check(in, {.causal = true, .scale = options.scale}, kOp);
-  exact::check_outputs(problem, in, out, kOp);
+  exact::Problem problem = exact::check(in, {.causal = true, .scale = options.scale}, kOp);
   if (options.context < 2 || options.context > int64_t{1} << 30)
     throw Error(ErrorKind::kArgument, kOp, "context", fmt::format("{}", options.context), "must be in 2..2^30");
   if (options.chunk_tokens() < 1 || options.chunk_tokens() >= options.context)
@@ -134,9 +160,32 @@ void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out,
   if (angles && angles->table().dims > problem.d)
     throw Error(ErrorKind::kArgument, kOp, "angles", fmt::format("{}", angles->table().dims),
                 fmt::format("must be at most the head's {} elements", problem.d));
+  return problem;
+}
+
+}  // namespace
+
+void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
+                   const RopeAngles* angles) {
+  const exact::Problem problem = check(in, options, angles);
+  exact::check_outputs(problem, in, out, kOp);
   std::optional<RopeAngles> own;
   if (!angles) angles = &own.emplace(rope_table(options.rope, problem.d, 1));
-  Dca(in, options, out, problem, *angles, context).run();
+  Dca(in, options, problem, *angles, context).attend(out);
+}
+
+void dca_add_weights(const Qkv& qkv, const DcaOptions& options, const View& lse, const WeightPlaces& to,
+                     Context& context, const RopeAngles* angles) {
+  const Qkv in = exact::keys_alone(qkv);
+  const exact::Problem problem = check(in, options, angles);
+  std::optional<RopeAngles> own;
+  if (!angles) angles = &own.emplace(rope_table(options.rope, problem.d, 1));
+  if (lse.type != DType::kF32 || lse.rank != 3 || lse.shape[0] != problem.batch || lse.shape[1] != problem.heads ||
+      lse.shape[2] != problem.queries)
+    throw Error(ErrorKind::kArgument, kOp, "lse", to_string(lse), "must be f32 [B, Hq, Tq]");
+  if (static_cast<int64_t>(to.heads.size()) != problem.batch * problem.heads)
+    throw Error(ErrorKind::kArgument, kOp, "places", std::to_string(to.heads.size()), "must be one a query head");
+  Dca(in, options, problem, *angles, context).add_weights(lse, to);
 }
 
 void dca_turn_keys(const View& keys, std::span<const int32_t> positions, const DcaOptions& options,

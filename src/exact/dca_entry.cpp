@@ -56,6 +56,11 @@ class DualChunk : public AttentionOperator, public DividesFrequencies {
     angles_.emplace(exact::divided_table(options_.rope, divisors));
   }
 
+  bool gives_weights() const override { return true; }
+  void add_weights(const Tensors& in, const View& lse, const WeightPlaces& to, Context& context) const override {
+    dca_add_weights(inputs(in, 0), options_, lse, to, context, angles_ ? &*angles_ : nullptr);
+  }
+
   bool turns() const override { return true; }
   void turn_keys(const View& keys, std::span<const int32_t> positions, Context& context) const override {
     if (angles_) return dca_turn_keys(keys, positions, options_, *angles_, context);

@@ -204,9 +204,12 @@ void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& facto
                       const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles) {
   const Qkv keys = exact::keys_alone(in);
   Rotation rotation(keys, bases, factors, options, {}, {}, angles);
-  if (rotation.in_cache())
-    throw Error(ErrorKind::kUnsupported, kOp, "positions", "cache", "give no weights with a window and sinks");
-  add_weights(rotation.rotated(context), rotation.softmax, lse, to, context);
+  const Qkv rest = rotation.rotated(context);
+  if (!rotation.in_cache()) return add_weights(rest, rotation.softmax, lse, to, context);
+  Qkv sinks = rest;
+  sinks.q = rotation.rotated_for_sinks(context);
+  add_weights(sinks, rotation.softmax, lse, to, context, {}, {0, options.sinks});
+  add_weights(rest, rotation.softmax, lse, to, context, {}, {options.sinks, kNoEnd});
 }
 
 namespace {

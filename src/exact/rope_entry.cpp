@@ -90,9 +90,7 @@ class RopeMechanism : public AttentionOperator, public DividesFrequencies {
                             {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context, angles_of(in));
   }
 
-  bool gives_weights() const override {
-    return options_.positions == RopePositions::kText || options_.window == 0 || options_.sinks == 0;
-  }
+  bool gives_weights() const override { return true; }
   void add_weights(const Tensors& in, const View& lse, const WeightPlaces& to, Context& context) const override {
     rope_add_weights(inputs(in, 0), array(in, "bases"), {array(in, "short_factors"), array(in, "long_factors")},
                      options_, lse, to, context, angles_of(in));

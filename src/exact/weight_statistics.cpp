@@ -87,13 +87,14 @@ float attended_by(const exact::SlotRanges& seen, float attended) {
 
 class Gatherer {
  public:
-  Gatherer(const exact::Problem& p, const View& lse, const WeightPlaces& to, Context& context)
+  Gatherer(const exact::Problem& p, KeyRange range, const View& lse, const WeightPlaces& to, Context& context)
       : p_(p),
         lse_(lse),
         to_(to),
         context_(context),
         kernels_(split_kernels(active_isa(context))),
-        jobs_(p, {0, kNoEnd}, kernels_),
+        jobs_(p, range, kernels_),
+        all_(p, {0, kNoEnd}, kernels_),
         strip_(p.group * kSplitPositions),
         columns_(context.threads * strip_ * 4 * static_cast<int64_t>(sizeof(float))) {
     const size_t threads = static_cast<size_t>(context.threads);
@@ -140,7 +141,7 @@ class Gatherer {
         for (int64_t t = 0; t < block.tokens; ++t) {
           const int64_t row = g * block.tokens + t;
           w.given_max[row] = *lse_.at<float>({block.batch, block.kv_head * p_.group + g, first + t});
-          attended[row] = attended_by(w.slots[t], to_.attended);
+          attended[row] = attended_by(all_.slots_seen({block.batch, block.kv_head, first + t, 1}), to_.attended);
         }
       job.given_max = w.given_max;
       job.sums_only = true;
@@ -162,7 +163,7 @@ class Gatherer {
   const WeightPlaces& to_;
   Context& context_;
   const SplitKernels& kernels_;
-  exact::BlockJobs jobs_;
+  exact::BlockJobs jobs_, all_;
   int64_t strip_;
   Buffer columns_;
   std::vector<exact::Workspace> workspaces_;
@@ -177,12 +178,12 @@ bool keeps_scores(const exact::Problem& p, int64_t keys) {
 }  // namespace
 
 void add_weights(const Qkv& qkv, const SoftmaxOptions& options, const View& lse, const WeightPlaces& to,
-                 Context& context, const Variant& variant) {
+                 Context& context, const Variant& variant, KeyRange range) {
   const Qkv in = exact::keys_alone(qkv);
   const exact::Problem p = exact::check(in, options, kOp, variant);
   check(p, lse, to);
   context.throw_if_stopped();
-  if (!to.heads.empty()) Gatherer(p, lse, to, context).run();
+  if (!to.heads.empty()) Gatherer(p, range, lse, to, context).run();
   context.throw_if_stopped();
 }
 

@@ -1,5 +1,7 @@
 // Statistics of weights over queries against plain loops in double, and the bits that they must keep.
 #include "attend/exact/weight_statistics.h"
+#include "attend/tensor/registry.h"
+#include "attend/tensor/spec.h"
 
 #include <algorithm>
 #include <cmath>
@@ -206,6 +208,50 @@ TEST(WeightStatistics, KeysThatNobodySeesGetNone) {
     total += static_cast<double>(sums[j]);
   }
   EXPECT_NEAR(total, 5.0, 1e-5);
+}
+
+// With a value of its own for each key, outputs are the weights: whatever says that it gives weights gives these.
+TEST(WeightStatistics, AreThoseOfEveryMechanismThatGivesThem) {
+  constexpr int64_t kHeads = 4, kKvHeads = 2, kQueries = 50, kKeys = 60, kD = 32;
+  std::vector<std::string> specs = {"streaming:causal=true,window=12,sinks=3", "dca:context=24,chunk=9",
+                                    "rope:causal=true,window=12,sinks=3,positions=cache"};
+  for (const Entry* entry : registry().entries())
+    if (entry->kind == Kind::kMechanism && std::all_of(entry->in.begin(), entry->in.end(), [](const Port& port) {
+          return !port.required || port.name == "q" || port.name == "k" || port.name == "v";
+        }))
+      specs.emplace_back(entry->name);
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal;
+  std::vector<float> q(kHeads * kQueries * kD), k(kKvHeads * kKeys * kD), v(kKvHeads * kKeys * kKeys),
+      out(kHeads * kQueries * kKeys), lse(kHeads * kQueries);
+  for (float& x : q) x = normal(random);
+  for (float& x : k) x = normal(random);
+  for (int64_t h = 0; h < kKvHeads; ++h)
+    for (int64_t j = 0; j < kKeys; ++j) v[static_cast<size_t>((h * kKeys + j) * kKeys + j)] = 1;
+  const Tensors in = {{"q", dense_view(q.data(), DType::kF32, {1, kHeads, kQueries, kD})},
+                      {"k", dense_view(k.data(), DType::kF32, {1, kKvHeads, kKeys, kD})},
+                      {"v", dense_view(v.data(), DType::kF32, {1, kKvHeads, kKeys, kKeys})}};
+  const Tensors results = {{"out", dense_view(out.data(), DType::kF32, {1, kHeads, kQueries, kKeys})},
+                           {"lse", dense_view(lse.data(), DType::kF32, {1, kHeads, kQueries})}};
+  int checked = 0;
+  for (const std::string& spec : specs) {
+    SCOPED_TRACE(spec);
+    const auto mechanism = registry().make<Operator>(parse_specs(spec)[0]);
+    if (!mechanism->gives_weights()) continue;
+    Context context(2);
+    std::vector<std::vector<float>> sums(kHeads, std::vector<float>(kKeys));
+    std::vector<KeyStatistics> places;
+    for (auto& head : sums) places.push_back({.sum = head.data()});
+    mechanism->forward_and_add_weights(in, results, {places}, context);
+    for (size_t h = 0; h < kHeads; ++h)
+      for (size_t j = 0; j < kKeys; ++j) {
+        double wanted = 0;
+        for (size_t i = 0; i < kQueries; ++i) wanted += static_cast<double>(out[(h * kQueries + i) * kKeys + j]);
+        ASSERT_NEAR(sums[h][j], wanted, 1e-4) << "head " << h << " key " << j;
+      }
+    ++checked;
+  }
+  EXPECT_GE(checked, 6);
 }
 
 TEST(WeightStatistics, RefuseWhatDoesNotFit) {

@@ -198,8 +198,8 @@ TEST_F(FastGen, HasTheSameBitsForAnyChunksAndThreads) {
 TEST_F(FastGen, RefusesWhatCannotGoTogether) {
   expect_error(ErrorKind::kUnsupported, "snapkv looks at the newest alone",
                [&] { open(model_, file_.policy("stride=0", "fastgen") + " + snapkv"); });
-  expect_error(ErrorKind::kUnsupported, "dca does not give",
-               [&] { open(model_, file_.policy("stride=0", "fastgen") + " + dca"); });
+  expect_error(ErrorKind::kUnsupported, "entmax does not give",
+               [&] { open(model_, file_.policy("stride=0", "fastgen") + " + entmax"); });
   expect_error(ErrorKind::kUnsupported, "where fastgen needs the weights of all",
                [&] { open(model_, file_.policy("stride=8", "fastgen") + " + quest"); });
   HeadGates other = gates_;

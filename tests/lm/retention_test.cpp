@@ -356,8 +356,7 @@ TEST(Allocator, SharesOutTheWholeBudget) {
 
 TEST(Policies, ThatCannotGoTogetherSayWhy) {
   const auto model = load(SmallModel{});
-  expect_error(ErrorKind::kUnsupported, "dca does not give", [&] { open(model, "dca + h2o"); });
-  expect_error(ErrorKind::kUnsupported, "streaming does not give", [&] { open(model, "streaming + h2o"); });
+  expect_error(ErrorKind::kUnsupported, "entmax does not give", [&] { open(model, "entmax + h2o"); });
   expect_error(ErrorKind::kUnsupported, "a retention that ranks keys", [&] { open(model, "pyramid"); });
   expect_error(ErrorKind::kSpec, "must be odd", [&] { open(model, "snapkv:kernel=4"); });
   expect_error(ErrorKind::kSpec, "at most one of a kind", [&] { open(model, "h2o + snapkv"); });

@@ -28,6 +28,11 @@ namespace attend {
 void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
                    const RopeAngles* angles = nullptr);
 
+// The weights that queries give to each key, as add_weights (attend/exact/weight_statistics.h); `lse` as dca_attention
+// gave it.
+void dca_add_weights(const Qkv& in, const DcaOptions& options, const View& lse, const WeightPlaces& to,
+                     Context& context, const RopeAngles* angles = nullptr);
+
 // Rotates keys [B,H,T,D] f32 at `positions` in place, each by its position within its chunk.
 void dca_turn_keys(const View& keys, std::span<const int32_t> positions, const DcaOptions& options,
                    const RopeAngles& angles, Context& context);

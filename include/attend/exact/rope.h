@@ -102,7 +102,7 @@ void rope_attention(const Qkv& in, const View& bases, const RopeFactors& factors
                     const Variant& variant = {});
 
 // The weights that queries give to each key, as add_weights (attend/exact/weight_statistics.h); `lse` as rope_attention
-// gave it. Throws Error(kUnsupported) for cache positions with a window and sinks, whose weights come in two parts.
+// gave it.
 void rope_add_weights(const Qkv& in, const View& bases, const RopeFactors& factors, const RopeAttentionOptions& options,
                       const View& lse, const WeightPlaces& to, Context& context, const RopeAngles* angles = nullptr);
 

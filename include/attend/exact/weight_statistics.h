@@ -22,8 +22,9 @@
 
 namespace attend {
 
+// Of the keys at positions in `range` alone: where scores of several ranges are those of several queries.
 void add_weights(const Qkv& in, const SoftmaxOptions& options, const View& lse, const WeightPlaces& to,
-                 Context& context, const Variant& variant = {});
+                 Context& context, const Variant& variant = {}, KeyRange range = {0, kNoEnd});
 
 // softmax_attention() with lse, then add_weights() of all its queries.
 void attend_and_add_weights(const Qkv& in, const SoftmaxOptions& options, const AttnOut& out, const WeightPlaces& to,
