@@ -61,6 +61,7 @@ std::string_view same_bits_text(SameBits same) {
 }
 
 std::string range_text(const Option& option) {
+  if (option.path) return "a path";
   if (option.type != OptionType::kInteger && option.type != OptionType::kReal) return std::string(option.choices);
   return fmt::format("{:g}..{:g}", option.min, option.max);
 }
@@ -105,7 +106,9 @@ Json entry_json(const Entry& entry) {
                 {"unit", option.unit},
                 {"default", option.fallback},
                 {"help", option.help}};
-    if (!option.choices.empty()) {
+    if (option.path) {
+      row["path"] = true;
+    } else if (!option.choices.empty()) {
       row["choices"] = option.choices;
     } else if (!range_text(option).empty()) {
       row["min"] = option.min, row["max"] = option.max;
@@ -149,7 +152,7 @@ void print_entry(const Entry& entry) {
   print_ports("output", entry.out);
   fmt::print("\n");
   auto field = [](std::string_view name, std::string_view text) {
-    if (!text.empty()) fmt::print("  {:<10} {}\n", name, text);
+    if (!text.empty()) fmt::print("  {:<10} {}\n", name, wrapped(text, 13));
   };
   field("also", fmt::format("{}", fmt::join(entry.aliases, ", ")));
   field("exact for", entry.traits.exact_for);

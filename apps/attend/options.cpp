@@ -14,27 +14,6 @@ namespace {
 constexpr const char* kVersion = ATTEND_VERSION;
 constexpr int kHelpColumn = 30;
 
-// Words of `text` in lines that begin at `column` and fit the terminal.
-std::string wrapped(std::string_view text, int column) {
-  const size_t width = static_cast<size_t>(std::clamp(terminal_width(), 60, 120));
-  std::string result;
-  size_t at = static_cast<size_t>(column);
-  while (!text.empty()) {
-    const size_t end = std::min(text.find(' '), text.size());
-    if (at > static_cast<size_t>(column) && at + 1 + end > width) {
-      result += '\n' + std::string(static_cast<size_t>(column), ' ');
-      at = static_cast<size_t>(column);
-    } else if (at > static_cast<size_t>(column)) {
-      result += ' ';
-      ++at;
-    }
-    result += text.substr(0, end);
-    at += end;
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return result;
-}
-
 std::string bold(std::string_view text) {
   return coloured(text, Colour::kBold, has_colour(Stream::kOut));
 }

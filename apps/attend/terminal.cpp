@@ -80,6 +80,26 @@ void write_out(std::string_view text) {
   std::fwrite(safe.data(), 1, safe.size(), stdout);
 }
 
+std::string wrapped(std::string_view text, int column) {
+  const size_t width = static_cast<size_t>(std::clamp(terminal_width(), 60, 120));
+  std::string result;
+  size_t at = static_cast<size_t>(column);
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(' '), text.size());
+    if (at > static_cast<size_t>(column) && at + 1 + end > width) {
+      result += '\n' + std::string(static_cast<size_t>(column), ' ');
+      at = static_cast<size_t>(column);
+    } else if (at > static_cast<size_t>(column)) {
+      result += ' ';
+      ++at;
+    }
+    result += text.substr(0, end);
+    at += end;
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return result;
+}
+
 std::string coloured(std::string_view text, Colour colour, bool on) {
   if (!on) return std::string(text);
   constexpr int codes[] = {1, 2, 31, 32, 33, 34};

@@ -23,6 +23,9 @@ std::string safe_text(std::string_view text, Lines lines);
 // Text of unknown origin to standard output: as it is into a pipe or file, safe on a terminal.
 void write_out(std::string_view text);
 
+// Words of `text` in lines that begin at `column` and fit the terminal, within 60 to 120 columns.
+std::string wrapped(std::string_view text, int column);
+
 // `text` in a terminal colour if `on`.
 enum class Colour { kBold, kDim, kRed, kGreen, kYellow, kBlue };
 std::string coloured(std::string_view text, Colour colour, bool on);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "support/run_app.h"
 
@@ -29,6 +30,21 @@ TEST(CommandLine, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(option.error, "attend: models: \"--jsn\" is no option; did you mean --json?\n");
   EXPECT_EQ(run_app({"models", "extra"}).code, 2);
   EXPECT_EQ(run_app({"pull"}).code, 2);
+}
+
+TEST(CommandLine, ExplainsEntriesInLinesThatFit) {
+  for (const char* name : {"softmax", "duo", "offloaded"}) {
+    std::istringstream lines(run_app({"info", name}).out);
+    bool fields = false;
+    for (std::string line; std::getline(lines, line);) {
+      fields |= line.starts_with("  exact for");
+      if (fields) {
+        EXPECT_LE(line.size(), 120u) << line;
+      }
+    }
+    EXPECT_TRUE(fields) << name;
+  }
+  EXPECT_NE(run_app({"info", "duo"}).out.find("a path"), std::string::npos);
 }
 
 TEST(CommandLine, KeepsControlCharactersOffTheTerminal) {

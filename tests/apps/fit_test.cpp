@@ -58,8 +58,8 @@ TEST_F(Fit, ProfilesHeads) {
 
 // What the default passkeys take is more than the default shortest text.
 TEST_F(Fit, MakesTextsLongEnoughForTheirPasskeys) {
-  const Outcome fitted = run_app(
-      {"fit", "duo", "-m", model_, "-f", text_, "-o", out_, "--steps", "1", "--passkeys", "6", "--words", "6"});
+  const Outcome fitted =
+      run_app({"fit", "duo", "-m", model_, "-f", text_, "-o", out_, "--steps", "1", "--passkeys", "6", "--words", "6"});
   ASSERT_EQ(fitted.code, 0) << fitted.error;
   const std::string made_by = nlohmann::json::parse(std::ifstream(out_))["made_by"];
   EXPECT_EQ(made_by.find("1 steps of 1000 to"), std::string::npos) << made_by;
