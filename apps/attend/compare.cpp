@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <thread>
 
 #include "attend/report/table.h"
 #include "attend/simd/isa.h"

@@ -1,6 +1,5 @@
 #pragma once
 // What the forms of `attend compare` share.
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>

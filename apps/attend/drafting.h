@@ -1,7 +1,6 @@
 #pragma once
 // Speculative decoding on the command line.
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "attend/lm/speculation.h"

@@ -1,6 +1,5 @@
 #pragma once
 // Random inputs and guarded outputs for the conformance suite.
-#include <map>
 #include <random>
 #include <string>
 #include <vector>

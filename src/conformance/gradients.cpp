@@ -1,9 +1,7 @@
 // Gradients: the definition's against differences of the definition, the kernel's against the definition's.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"

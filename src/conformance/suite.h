@@ -1,7 +1,6 @@
 #pragma once
 // One entry under test on one instruction set: builds calls, runs properties, records cases.
 #include <functional>
-#include <memory>
 #include <set>
 #include <string>
 

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <numbers>
-#include <vector>
 
 #include "attend/simd/dense.h"
 #include "attend/simd/isa.h"

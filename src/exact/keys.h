@@ -1,7 +1,6 @@
 #pragma once
 // The keys of one kv head, whatever they came as: slots, positions, and where the splits of 512 positions cut them.
 #include <algorithm>
-#include <array>
 
 #include "attend/tensor/key_view.h"
 

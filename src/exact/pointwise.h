@@ -1,6 +1,5 @@
 #pragma once
 // What mechanisms without a softmax share: how many keys a query sees under causality and lengths.
-#include <algorithm>
 #include <string_view>
 
 #include "attend/tensor/error.h"

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"

@@ -1,7 +1,5 @@
 #pragma once
 // The entries of mechanisms that change scores, normalisers or heads, and what these entries share.
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "attend/exact/attention_operator.h"

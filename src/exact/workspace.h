@@ -1,6 +1,5 @@
 #pragma once
 // What one thread needs for one block of queries, carved out of its scratch memory.
-#include <type_traits>
 
 #include "attend/simd/split.h"
 #include "attend/tensor/key_view.h"

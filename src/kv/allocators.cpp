@@ -1,6 +1,5 @@
 // Pyramid: less for each layer than for the one before. AdaKV: more for heads whose weights are spread.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "attend/kv/allocator.h"

@@ -1,7 +1,6 @@
 #pragma once
 // Where the rows of a store with reserved addresses lie: a region for the keys and one for the values of each head, in
 // order of heads, each of whole pages of the system.
-#include <algorithm>
 #include <cstdint>
 #include <string_view>
 

@@ -1,5 +1,4 @@
 // A ranking by the weight that keys are expected to get from queries to come.
-#include <utility>
 
 #include "attend/simd/dense.h"
 #include "attend/simd/key_rows.h"

@@ -8,15 +8,6 @@
 namespace attend {
 namespace {
 
-struct KeepAll : Retention {
-  int64_t stride() const override { return 1; }
-  void choose(const Held& held, std::vector<int64_t>& slots) const override {
-    slots.resize(static_cast<size_t>(held.keys.count()));
-    std::iota(slots.begin(), slots.end(), int64_t{0});
-  }
-  bool lossless() const override { return true; }
-};
-
 struct Implied : Retention {
   explicit Implied(const Operator& op) : mechanism(op) {}
 
@@ -76,10 +67,6 @@ void Ranking::choose(const Held& held, std::vector<int64_t>& slots) const {
   std::vector<float> scores;
   rank(held, scores);
   keep_best(scores, options_.budget, slots);
-}
-
-std::unique_ptr<Retention> make_keep_all() {
-  return std::make_unique<KeepAll>();
 }
 
 std::unique_ptr<Retention> make_implied_retention(const Operator& mechanism) {

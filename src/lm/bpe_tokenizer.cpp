@@ -3,7 +3,6 @@
 // merges is joined, the leftmost of equals, until no pair is in the list.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <array>
 #include <unordered_map>
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <limits>
 
 #include "attend/tensor/error.h"
 
@@ -30,13 +29,6 @@ LanguageModel::~LanguageModel() = default;
 const RopeAngles& LanguageModel::rotary(int index, int64_t context) const {
   const size_t i = static_cast<size_t>(index);
   return context > graph_.rotaries[i].options.original ? long_rotaries_[i] : short_rotaries_[i];
-}
-
-int64_t LanguageModel::bytes() const {
-  int64_t total = 0;
-  for (const PackedWeight& m : matrices_) total += m.bytes();
-  for (const Buffer& v : vectors_) total += v.bytes();
-  return total;
 }
 
 std::shared_ptr<const LanguageModel> LanguageModel::load(const std::filesystem::path& path, ComputeMode compute,

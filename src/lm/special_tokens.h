@@ -3,10 +3,8 @@
 //
 // Longer tokens are matched first, over the whole text; tokens of one length from left to right. User-defined tokens
 // always match, control and unknown tokens only if asked for.
-#include <array>
 #include <bitset>
 #include <cstdint>
-#include <memory>
 #include <string_view>
 #include <vector>
 

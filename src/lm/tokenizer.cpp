@@ -1,6 +1,5 @@
 #include "attend/lm/tokenizer.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "attend/tensor/error.h"

@@ -1,6 +1,5 @@
 #pragma once
 // How definitions read their arguments: elements as doubles, keys as arrays or as runs with positions.
-#include <algorithm>
 #include <initializer_list>
 #include <string_view>
 

@@ -1,8 +1,5 @@
 #include "attend/reference/relu.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "reference/row_reference.h"
 

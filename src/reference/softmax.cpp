@@ -1,6 +1,5 @@
 #include "attend/reference/softmax.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>

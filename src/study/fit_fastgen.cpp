@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "attend/exact/weight_statistics.h"
 #include "attend/lm/token_class.h"

@@ -120,9 +120,6 @@ struct Ranking : Retention {
 // Slots of the `budget` highest scores, ascending; of equal scores the higher slots. O(n).
 void keep_best(std::span<const float> scores, int64_t budget, std::vector<int64_t>& slots);
 
-// Keeps every key.
-std::unique_ptr<Retention> make_keep_all();
-
 // Keeps what `mechanism` (which must outlive it) can still see: Operator::needed_from. Lossless.
 std::unique_ptr<Retention> make_implied_retention(const Operator& mechanism);
 

@@ -28,7 +28,6 @@ class LanguageModel {
   const Graph& graph() const { return graph_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   ComputeMode compute() const { return compute_; }
-  int64_t bytes() const;  // of all weights
 
   const PackedWeight& matrix(int index) const { return matrices_[static_cast<size_t>(index)]; }
   const float* vector(int index) const { return vectors_[static_cast<size_t>(index)].as<float>(); }
