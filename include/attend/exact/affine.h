@@ -5,12 +5,12 @@
 //   w[i,.] = softmax over visible j of scale * dot(q[i], k[j])
 //
 // Source   Bae et al. 2026, arXiv:2602.23057, equations 6 to 8; alpha comes from the layer's gate, `average` from
-// training
-//          (equation 9). Differs: n is the number of keys that the query sees.
-// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   alpha [B,Hq,Tq] f32 -> out
-// [B,Hq,Tq,Dv] Cost     that of softmax attention, and Dv additions a key and kv head for the means of the values Empty
-// a query that sees no key gets 0 Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled)
-// and Error(kMemory) may leave
+//          training (equation 9). Differs: n is the number of keys that the query sees.
+// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   alpha [B,Hq,Tq] f32   ->
+//          out [B,Hq,Tq,Dv]
+// Cost     that of softmax attention, and Dv additions a key and kv head for the means of the values
+// Empty    a query that sees no key gets 0
+// Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled) and Error(kMemory) may leave
 //          outputs partly written.
 // Numerics means of values in f64; |out - reference| <= bound::affine(...). Same bits: any.
 #include "attend/exact/affine_options.h"

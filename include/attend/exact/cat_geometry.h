@@ -1,8 +1,8 @@
 #pragma once
 // cat-geometry: Euclidean, hyperbolic and spherical attention side by side, mixed for each token by a router.
 //
-//   o[i] = sum over g of routing[i,g] o_g[i]      o_g[i] = sum_j w_g[i,j] v[j]      w_g[i,.] = softmax over visible j
-//   of
+//   o[i] = sum over g of routing[i,g] o_g[i]      o_g[i] = sum_j w_g[i,j] v[j]
+//   w_g[i,.] = softmax over visible j of
 //     Euclidean    scale * dot(q[i], k[j])
 //     hyperbolic   -beta d_H(q[i], k[j])
 //     spherical    -beta d_S(q[i], k[j])          (squared: -beta/2 d^2)
@@ -16,11 +16,10 @@
 // computed where no row takes it.
 //
 // Source   Lin, Ojha, Bai 2025, arXiv:2510.01634: three branches and their mixture for each token. Its equations were
-// not
-//          at hand: the scores are the usual ones of these geometries. Gulcehre et al. 2018, arXiv:1805.09786, section
-//          3.2 (-beta times the hyperbolic distance of queries and keys on the hyperboloid; its constant -c cancels in
-//          a softmax); Chen et al. 2021, arXiv:2105.14686, section 3.2 (squared distances of the Lorentz model).
-//          Differs: values are averaged as vectors (in the tangent space at the origin) in every branch, so that
+//          not at hand: the scores are the usual ones of these geometries. Gulcehre et al. 2018, arXiv:1805.09786,
+//          section 3.2 (-beta times the hyperbolic distance of queries and keys on the hyperboloid; its constant -c
+//          cancels in a softmax); Chen et al. 2021, arXiv:2105.14686, section 3.2 (squared distances of the Lorentz
+//          model). Differs: values are averaged as vectors (in the tangent space at the origin) in every branch, so that
 //          branches can be mixed; an Einstein midpoint is not taken. The router that makes the weights is not part of
 //          this.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   routing [B,Hq,Tq,3] f32, each of the

@@ -10,9 +10,8 @@
 // product of (|q|^2 cos(i theta), |q|^2 sin(i theta)) with (g cos(j theta), g sin(j theta)), so no such key is made.
 //
 // Source   Zhu et al. 2023, arXiv:2309.08646, section 2 (collinear constraint, non-negative T with equal halves)
-// and 2.4
-//          (T is shared by the pair). Differs from its authors' code, which multiplies q with the already rotated t:
-//          that score depends on i and j other than through i - j.
+//          and 2.4 (T is shared by the pair). Differs from its authors' code, which multiplies q with the already
+//          rotated t: that score depends on i and j other than through i - j.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D] (the projections t)   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->
 //          out [B,Hq,Tq,Dv]   lse [B,Hq,Tq]; D even; keys at positions 0, 1, ..
 // Cost     that of softmax attention and O((Tq + Tk) D). Memory O((Tq + Tk) D)

@@ -12,8 +12,7 @@
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   e [P,D] f32, 2 <= P <= 65536   ->
 //          out [B,Hq,Tq,Dv]   lse [B,Hq,Tq]. The last query sits on the last key.
 // Cost     two passes of products of queries with keys: the first one sums gates a split of 512 keys; about 40
-// operations
-//          a score. Memory O(256 (P + Tk / 512)) a head
+//          operations a score. Memory O(256 (P + Tk / 512)) a head
 // Empty    a query that sees no key gets out = 0 and lse = -inf
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown. Error(kCancelled)
 //          and Error(kMemory) may leave outputs partly written.

@@ -8,8 +8,7 @@
 //   softmax_attention(qkv, {.causal = true}, out, context, {.weight = &hook});
 //
 // Source   Dao et al. 2022, arXiv:2205.14135, appendix B.3 (dropout repeated in the backward pass). The generator mixes
-// a
-//          counter twice a step (Wellons, "hash-prospector", 2018: lowbias32).
+//          a counter twice a step (Wellons, "hash-prospector", 2018: lowbias32).
 #include <cstdint>
 
 namespace attend {

@@ -1,16 +1,17 @@
 #pragma once
 // entmax: attention with exact zeros. Weights are the projection of the scores on the simplex, under Tsallis entropy.
 //
-//   o[i] = sum over visible j of w[j] v[j]     w[j] = max(0, (alpha - 1) s[j] - t)^(1 / (alpha - 1)),   s = scale *
-//   dot(q[i], k[j]) with the one t for which the weights sum to 1. alpha = 2 is sparsemax; alpha towards 1 is softmax.
+//   o[i] = sum over visible j of w[j] v[j]     w[j] = max(0, (alpha - 1) s[j] - t)^(1 / (alpha - 1))
+//   s[j] = scale * dot(q[i], k[j]), with the one t for which the weights sum to 1
+//
+//   alpha = 2 is sparsemax; alpha towards 1 is softmax.
 //
 // Source   Martins and Astudillo 2016, arXiv:1602.02068, section 2 (sparsemax); Peters et al. 2019, arXiv:1905.05702,
 //          section 3 (entmax). Differs: t by Newton's method from below, which for alpha <= 2 never passes it and ends
 //          after finitely many steps at alpha = 2; no sorting.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
 // Cost     2 D flops for each visible pair and 2 Dv for each with a weight; a few passes over each row of scores.
-// Threads
-//          hold at most 64 rows of scores, about 2 MB. Never Tq * Tk.
+//          Threads hold at most 64 rows of scores, about 2 MB. Never Tq * Tk.
 // Empty    a query that sees no key gets 0
 // Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled) and Error(kMemory) may leave
 //          outputs partly written.

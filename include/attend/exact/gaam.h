@@ -3,8 +3,8 @@
 //
 //   over the features c of one token (or, with `tokens`, over the tokens of one feature), n of them:
 //   mean = sum x / n     var = sum (x - mean)^2 / (n - 1) + epsilon   (epsilon alone for n = 1)
-//   g[c] = product over m of  exp(-y^2 / (2 width[m]^2)) / sqrt(2 pi width[m]^2),   y = (x[c] - mean - offset[m]) /
-//   sqrt(var) out[c] = x[c] g[c] / max(sum of g, epsilon)
+//   g[c] = product over m of  exp(-y^2 / (2 width[m]^2)) / sqrt(2 pi width[m]^2)
+//   y = (x[c] - mean - offset[m]) / sqrt(var)          out[c] = x[c] g[c] / max(sum of g, epsilon)
 //
 // Source   Ioannides et al. 2024, arXiv:2401.11143, section 3 and the authors' code (multi_head_gaussian_adaptive_
 //          attention.py), whose offsets and widths are learned, each head its own. Differs: no padding value; n = 1.

@@ -4,8 +4,8 @@
 //   Of the children of a node, A attends to its sibling B through one score for all pairs of their tokens,
 //     psi(A,B) = scale * dot(mean of q in A, mean of k in B)
 //   Bottom-up, with |A| the number of tokens under A and phi(token i) = scale * dot(q[i], k[i]):
-//     Z(A) = exp(phi(A)) + sum over siblings B of |B| exp(psi(A,B))     phi(parent) = sum over A of |A|/|parent| ln
-//     Z(A)
+//     Z(A) = exp(phi(A)) + sum over siblings B of |B| exp(psi(A,B))
+//     phi(parent) = sum over A of |A|/|parent| ln Z(A)
 //   Top-down, with m(root) = 1 and m(A) = m(parent) exp(phi(A)) / Z(A):
 //     o[i] = m(i) v[i] + sum over A on the path from i to the root, over siblings B of A, of
 //                        m(parent of A) |B| exp(psi(A,B)) / Z(A) * mean of v in B
@@ -14,9 +14,8 @@
 //   attention's in total KL divergence; a flat tree gives softmax attention.
 //
 // Source   Amizadeh et al. 2025, arXiv:2509.15448, theorem 3.2 and equation 8, algorithms 1 to 3. Differs: a token's
-// own
-//          energy is its score with itself, so that the flat tree is softmax attention, self included; q and k are used
-//          as they are given, without the paper's layer normalisation.
+//          own energy is its score with itself, so that the flat tree is softmax attention, self included; q and k are
+//          used as they are given, without the paper's layer normalisation.
 // Shapes   q [B,Hq,T,D] f32   k [B,Hkv,T,D]   v [B,Hkv,T,Dv] f32, f16 or bf16   ->   out [B,Hq,T,Dv]
 // Cost     2 (D + Dv) flops for each ordered pair of siblings: T * branch in a balanced tree, T^2 in a flat one; memory
 //          O(threads * nodes * (D + Dv))

@@ -12,9 +12,10 @@
 //          Differs: weights are normalised first, so that `ridge` is relative to their sum, as in the authors' code; CG
 //          stops at a relative residual of 1e-6 or after 2 D + 16 steps, each row by itself; forward only.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
-// Cost     4 D flops for each visible pair and step of CG, and 2 (2 D + Dv); memory O(threads * (16 Tk + Tk (2 D +
-// Dv))) Empty    a query that sees no key gets 0 Errors   Error(kArgument); nothing is written before it is thrown.
-// Error(kCancelled) and Error(kMemory) may leave
+// Cost     4 D flops for each visible pair and step of CG, and 2 (2 D + Dv); memory
+//          O(threads * (16 Tk + Tk (2 D + Dv)))
+// Empty    a query that sees no key gets 0
+// Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled) and Error(kMemory) may leave
 //          outputs partly written.
 // Numerics f32 products, f64 scalars; the error grows with the condition (ridge + |z|^2) / ridge. Same bits: any.
 #include "attend/exact/lla_options.h"

@@ -1,24 +1,24 @@
 #pragma once
 // mla: multi-head latent attention. The cache holds one latent c[j] and one rotary key r[j] a token, for all heads.
 //
-//   expanded   k[h,j] = [W_uk[h] c[j], r[j]]     v[h,j] = W_uv[h] c[j]     q[h,i] = [n[h,i], t[h,i]], t of `rope`
-//   elements
+//   expanded   k[h,j] = [W_uk[h] c[j], r[j]]     v[h,j] = W_uv[h] c[j]     q[h,i] = [n[h,i], t[h,i]]
+//              t of `rope` elements
 //              o[h,i] = sum_j w[h,i,j] v[h,j]    w[h,i,.] = softmax over visible j of scale * dot(q[h,i], k[h,j])
 //   absorbed   dot(q[h,i], k[h,j]) = dot([W_uk[h]' n[h,i], t[h,i]], [c[j], r[j]]):  attention of all heads to one kv
-//   head
-//              whose keys are the cache and whose values are the latents, then W_uv[h]. The cache is read once a step.
+//              head whose keys are the cache and whose values are the latents, then W_uv[h]. The cache is read once a
+//              step.
 //
 //   This computes the absorbed form; the reference is the expanded one.
 //
 // Source   DeepSeek-AI 2024, arXiv:2405.04434, section 2.1 (latents, decoupled rotary keys, absorption); Ji et al.
-// 2025,
-//          arXiv:2502.14837 (any model brought into this form). t and r come rotated.
+//          2025, arXiv:2502.14837 (any model brought into this form). t and r come rotated.
 // Shapes   q [B,Hq,Tq,D] f32   cache [B,1,Tk,R+rope] f32, f16 or bf16   w_uk [Hq,D-rope,R]  w_uv [Hq,Dv,R] f32
 //          kv_lens, q_positions as in softmax attention   ->   out [B,Hq,Tq,Dv]  lse [B,Hq,Tq]
 //          R + rope and Dv in 1..512
-// Cost     2 (2 R + rope) flops for each head and visible pair, 2 R (D - rope + Dv) a query; memory O(B Hq Tq (2 R +
-// rope)) Empty    a query that sees no key gets out = 0 and lse = -inf Errors   Error(kArgument); nothing is written
-// before it is thrown. Error(kCancelled) and Error(kMemory) may leave
+// Cost     2 (2 R + rope) flops for each head and visible pair, 2 R (D - rope + Dv) a query; memory
+//          O(B Hq Tq (2 R + rope))
+// Empty    a query that sees no key gets out = 0 and lse = -inf
+// Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled) and Error(kMemory) may leave
 //          outputs partly written.
 // Numerics f32 accumulation; errors of a score grow with |W_uk|. Same bits: any.
 #include "attend/exact/mla_options.h"

@@ -1,8 +1,10 @@
 #pragma once
 // probabilistic: attention to tokens that may not exist. Later tokens weigh as much less as they are less likely to.
 //
-//   o[i] = sum_j w[i,j] v[j]     w[i,.] = softmax over j of  scale * dot(q[i], k[j]) + (j > i ? ln exist[j] - ln
-//   exist[i] : 0) exist in [0, 1]; as a key, a token with exist = 0 is not seen, as a query it gets 0
+//   o[i] = sum_j w[i,j] v[j]
+//   w[i,.] = softmax over j of  scale * dot(q[i], k[j]) + (j > i ? ln exist[j] - ln exist[i] : 0)
+//
+//   exist in [0, 1]; as a key, a token with exist = 0 is not seen, as a query it gets 0
 //
 // Source   Rozental 2026, "Zonkey: A Hierarchical Diffusion Language Model with Differentiable Tokenization and
 //          Probabilistic Attention", and the author's code (ARozental/Zonkey, models/transformer.py:

@@ -8,9 +8,9 @@
 //
 // Row r + K of a table of P = 2 K + 1 rows stands for distance r (P = K + 1 and r in -K..0 with `past`). The papers are
 // cases of it:
-//   Shaw et al.      keys and values, one table for all heads (axis of 1)
-//   Music Transformer keys, `past`, causal, K >= Tk - 1: then nothing is clipped
-//   Transformer-XL   keys[h,r] = W sinusoid(-r), content u, position v
+//   Shaw et al.        keys and values, one table for all heads (axis of 1)
+//   Music Transformer  keys, `past`, causal, K >= Tk - 1: then nothing is clipped
+//   Transformer-XL     keys[h,r] = W sinusoid(-r), content u, position v
 //
 // Source   Shaw et al. 2018, arXiv:1803.02155, equations 3 and 4; Huang et al. 2018, arXiv:1809.04281, equation 3 and
 //          section 3.4.1 (relative attention and skewing); Dai et al. 2019, arXiv:1901.02860, section 3.3.
@@ -22,8 +22,7 @@
 // Empty    a query that sees no key gets out = 0 and lse = -inf
 // Errors   those of softmax_attention; Error(kArgument) for tables of other sizes and for `past` without causal
 // Numerics f32; the score is the sum of two dot products of length D. With values, weights of single keys are
-// recomputed
-//          from lse, and those beyond the table on the right are what is left of 1. Same bits: any.
+//          recomputed from lse, and those beyond the table on the right are what is left of 1. Same bits: any.
 #include "attend/exact/relative_options.h"
 #include "attend/exact/softmax.h"
 

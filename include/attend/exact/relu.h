@@ -4,8 +4,7 @@
 //   o[i] = sum over visible j of max(0, scale * dot(q[i], k[j])) / n v[j]     n: keys that query i sees
 //
 // Source   Wortsman et al. 2023, arXiv:2309.08586, equation 2 with alpha = 1 and h = ReLU. Differs: n is the number of
-// keys
-//          that the query sees, not the length of the text, so that a text cut into chunks gives one result.
+//          keys that the query sees, not the length of the text, so that a text cut into chunks gives one result.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
 // Cost     that of softmax attention without the exponentials
 // Empty    a query that sees no key gets 0

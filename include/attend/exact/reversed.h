@@ -8,8 +8,7 @@
 //          which keys are the children and queries the parents of the dependency tree. `select` is the head selector's
 //          softmax over heads, `message` the controllers' product; the layers that make them are not part of this.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   select [B,Hq,Tk]  message [B,Tk]
-// f32,
-//          both optional (1) and at least 0   ->   out [B,Hq,Tq,Dv]
+//          f32, both optional (1) and at least 0   ->   out [B,Hq,Tq,Dv]
 // Cost     one pass of softmax attention and one without values; memory O(B Hq (Tq + Tk)), never Tq * Tk
 // Empty    without keys out = 0
 // Errors   Error(kArgument), also for a negative element of select or message; nothing is written before it is thrown.

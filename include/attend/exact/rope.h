@@ -25,17 +25,16 @@
 // Zhang et al. 2023, arXiv:2306.14048, for texts without end). Each call then turns the keys that it reads.
 //
 // Source   Su et al. 2021, arXiv:2104.09864, equation 34; Chen et al. 2023, arXiv:2306.15595 (linear); Peng et al.
-// 2023,
-//          arXiv:2309.00071, sections 3.1 (ntk), 3.2 (yarn, whose lambda and gamma(r) are written by pair as in its
-//          authors' code), 3.3 (dynamic), 3.4 (m); Llama 3.1's reference code (llama3); Ding et al. 2024,
+//          2023, arXiv:2309.00071, sections 3.1 (ntk), 3.2 (yarn, whose lambda and gamma(r) are written by pair as in
+//          its authors' code), 3.3 (dynamic), 3.4 (m); Llama 3.1's reference code (llama3); Ding et al. 2024,
 //          arXiv:2402.13753 (longrope; m as in Phi-3's code); Xiao et al. 2023, arXiv:2309.17453, section 3.2 (cache
 //          positions; the paper turns all cached keys again at every step, here the query is turned twice).
 // Shapes   x [B,H,T,D] f32, f16 or bf16   positions [B,T] i32   ->   out [B,H,T,D] f32
 // Cost     3 flops an element and a sine and cosine for every 64th position and pair
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown
 // Numerics angles in double, turned into f32; every rotated pair has an error of 5 epsilon of its length. Same bits:
-// any
-//          for none, linear, ntk, yarn and llama3; dynamic and longrope change with the text's length by definition.
+//          any for none, linear, ntk, yarn and llama3; dynamic and longrope change with the text's length by
+//          definition.
 #include <vector>
 
 #include "attend/exact/rope_options.h"

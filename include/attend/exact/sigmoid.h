@@ -4,8 +4,7 @@
 //   o[i] = sum over visible j of sigmoid(scale * dot(q[i], k[j]) + bias - ln n) v[j]     n: keys that query i sees
 //
 // Source   Ramapuram et al. 2024, arXiv:2409.04431, equation 3 and section 3 (b = -ln n). Differs: n is the number of
-// keys
-//          that the query sees, not the length of the text, so that a text cut into chunks gives one result.
+//          keys that the query sees, not the length of the text, so that a text cut into chunks gives one result.
 // Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
 // Cost     that of softmax attention
 // Empty    a query that sees no key gets 0

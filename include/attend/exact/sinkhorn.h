@@ -8,9 +8,10 @@
 //   One iteration is softmax attention. In the limit rows sum to 1 and columns to Tq / Tk.
 //
 // Source   Sander et al. 2021, arXiv:2110.11773, section 3 (equation 2, in the log domain). Differs: Tq and Tk may
-// differ. Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv] Cost
-// one pass of softmax attention each iteration (those but the last without values); memory O(B Hq (Tq + Tk)),
-//          never Tq * Tk
+//          differ.
+// Shapes   q [B,Hq,Tq,D] f32   k [B,Hkv,Tk,D]   v [B,Hkv,Tk,Dv] f32, f16 or bf16   ->   out [B,Hq,Tq,Dv]
+// Cost     one pass of softmax attention each iteration (those but the last without values); memory
+//          O(B Hq (Tq + Tk)), never Tq * Tk
 // Empty    without keys out = 0
 // Errors   Error(kArgument); nothing is written before it is thrown. Error(kCancelled) and Error(kMemory) may leave
 //          outputs partly written.

@@ -13,8 +13,7 @@
 //          alone and compared with the draft, in place of rejection sampling, so that the text itself stays, not only
 //          its distribution. A drafter that puts all its weight on one token, as these do, is accepted as often.
 // Length   a draft of which all was accepted is followed by one twice as long, another by one that is longer by one
-// than
-//          what was accepted: where guesses fail, a step reads two tokens, which costs hardly more than one.
+//          than what was accepted: where guesses fail, a step reads two tokens, which costs hardly more than one.
 // Cost     a step for each draft, and that of the drafter
 #include <cstdint>
 #include <span>

@@ -8,8 +8,7 @@
 // steps from a tenth, and falls likewise over the last.
 //
 // Source   Xiao et al. 2024, arXiv:2410.10819, section 2.2 and appendix; means, schedule and questions as trained
-// tokens
-//          (not answers alone) as in the authors' code (mit-han-lab/duo-attention, train.py, loss.py).
+//          tokens (not answers alone) as in the authors' code (mit-han-lab/duo-attention, train.py, loss.py).
 // Cost     a step: four forwards of a text. Bits depend neither on threads nor on where it is cancelled.
 #include <cstdint>
 #include <functional>
