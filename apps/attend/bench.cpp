@@ -72,7 +72,9 @@ int bench(const Arguments& a) {
   Limits limits(context);
   // The highest rate of some: what else runs must not count as the machine.
   double flops = 0, exps = 0, reads = 0;
-  for (int i = 0; i < 15; ++i) {
+  constexpr int kRounds = 15;
+  for (int i = 0; i < kRounds; ++i) {
+    bar.update("this machine's limits", i, kRounds);
     flops = std::max(flops, limits.multiply_adds());
     exps = std::max(exps, limits.exponentials());
     reads = std::max(reads, limits.reads());

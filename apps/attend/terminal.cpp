@@ -144,12 +144,11 @@ void ProgressBar::wipe() {
 void ProgressBar::update(std::string_view what, int64_t done, int64_t total) {
   if (!on_) return;
   const auto now = Clock::now();
-  if (what != what_) {
-    what_ = what;
-    begin_ = now;
-  }
+  if (done < done_ || total != total_) begin_ = now;  // other work; under another name the same work goes on
+  const bool renamed = what != what_;
+  what_ = what, done_ = done, total_ = total;
   using std::chrono::milliseconds;
-  if (now - begin_ < milliseconds(300) || (drawn_ && now - last_ < milliseconds(100))) return;
+  if (drawn_ ? !renamed && now - last_ < milliseconds(100) : now - begin_ < milliseconds(300)) return;
   last_ = now;
   const double seconds = std::chrono::duration<double>(now - begin_).count();
   const double share = total > 0 ? std::clamp(static_cast<double>(done) / static_cast<double>(total), 0.0, 1.0) : 0;

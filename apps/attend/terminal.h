@@ -47,6 +47,7 @@ class ProgressBar : public Progress {
   bool on_, drawn_ = false;
   Clock::time_point begin_, last_;
   std::string what_;
+  int64_t done_ = 0, total_ = 0;
 };
 
 }  // namespace attend::app

@@ -47,6 +47,16 @@ TEST(CommandLine, ExplainsEntriesInLinesThatFit) {
   EXPECT_NE(run_app({"info", "duo"}).out.find("a path"), std::string::npos);
 }
 
+// The second of two entries begins at a half: its name stands at the bar at once, not when its part takes long.
+TEST(CommandLine, ShowsOneBarForAllThatIsChecked) {
+  const Outcome shown = run_app({"check", "relu", "reversed"},
+                                {.prefix = {"/bin/sh", "-c", "script -qec \"$*\" /dev/null", "sh"}});
+  EXPECT_EQ(shown.code, 0) << shown.error;
+  const size_t half = shown.out.find(" 50%");
+  ASSERT_NE(half, std::string::npos) << shown.out;
+  EXPECT_NE(shown.out.rfind("reversed", half), std::string::npos);
+}
+
 TEST(CommandLine, KeepsControlCharactersOffTheTerminal) {
   const Outcome outcome = run_app({"\x1b[31mred\nline"});
   EXPECT_EQ(outcome.code, 2);
