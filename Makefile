@@ -1,6 +1,6 @@
 # Every target does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check bench fuzz asan tsan aarch64 peers peers-model onnx-cases papers format clean install
+.PHONY: help setup build run test check bench fuzz asan tsan aarch64 tilemodel peers peers-model onnx-cases papers format clean install
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
@@ -38,6 +38,9 @@ tsan: setup  ## kernels and parsers under TSan
 
 aarch64: setup  ## cross-build for AArch64 and check it under qemu
 	@scripts/aarch64.sh
+
+tilemodel: setup  ## check kernels for AMX with tiles in software
+	@scripts/tilemodel.sh
 
 peers: build  ## measure PyTorch, ONNX Runtime, OpenVINO and ggml beside attend, write docs/performance.md (PEERS="--row decode")
 	@scripts/peers.py $(PEERS)

@@ -1,6 +1,8 @@
+#include <cstdlib>
 #include <memory>
 
 #include "attend/conformance/conformance.h"
+#include "attend/simd/isa.h"
 #include "command.h"
 #include "common.h"
 #include "json.h"
@@ -24,6 +26,7 @@ Json cases_json(const std::vector<ConformanceCase>& cases) {
 int check(const Arguments& a) {
   ProgressBar bar;
   Context context = make_context(a.threads, &bar);
+  if (std::getenv("ATTEND_ISA")) context.isa = active_isa(context);
   const ConformanceReport report = check_conformance(registry(), {a.names, static_cast<uint64_t>(a.seed)}, context);
   bar.wipe();
   if (a.json) {
@@ -45,7 +48,8 @@ int check(const Arguments& a) {
 }  // namespace
 
 const Command kCheck = {"check",
-                        "Check mechanisms against their definitions on this machine, on every usable instruction set.",
+                        "Check mechanisms against their definitions on this machine, on every usable instruction set "
+                        "or that of ATTEND_ISA.",
                         "A case is one mechanism on one instruction set with one shape and one property.\n\n"
                         "Example:\n  attend check\n  attend check softmax --seed 7",
                         [](Options& options) -> std::function<int()> {

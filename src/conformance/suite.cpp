@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "attend/simd/isa.h"
@@ -227,6 +228,14 @@ void Suite::run() {
 
 namespace attend {
 
+namespace {
+
+bool has_option(const Entry& entry, std::string_view name) {
+  return std::ranges::any_of(entry.options, [&](const Option& option) { return option.name == name; });
+}
+
+}  // namespace
+
 ConformanceReport check_conformance(const Registry& registry, const ConformanceOptions& options, Context& context) {
   std::vector<const Entry*> entries;
   for (const std::string& name : options.names) entries.push_back(&registry.at(name));
@@ -236,6 +245,7 @@ ConformanceReport check_conformance(const Registry& registry, const ConformanceO
   const int64_t total = static_cast<int64_t>(entries.size()) * kIsaCount;
   for (const Entry* entry : entries)
     for (const IsaInfo& info : isa_list()) {
+      if (context.isa && info.isa != *context.isa) continue;
       if (context.progress) context.progress->update(entry->name, done++, total);
       const std::string name = fmt::format("{}/{}", entry->name, name_of(info.isa));
       if (entry->kind != Kind::kMechanism) {
@@ -248,6 +258,8 @@ ConformanceReport check_conformance(const Registry& registry, const ConformanceO
         const std::string_view same = name_of(info.isa == Isa::kNeonDot ? Isa::kNeon : Isa::kAvx512);
         report.skipped.push_back(
             {name, fmt::format("attention runs {}'s kernels there; only products of weights differ", same)});
+      } else if (info.isa == Isa::kAmx && !has_option(*entry, "compute")) {
+        report.skipped.push_back({name, "avx512bf16's kernels run there; tiles multiply where `compute` is an option"});
       } else {
         conformance::Suite(registry, *entry, info.isa, options.seed, context, report).run();
       }

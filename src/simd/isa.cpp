@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attend/tensor/error.h"
+#include "simd/tiles.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -72,6 +73,9 @@ struct Features {
            {"AMX_TILE", (seven.d >> 24 & 1) != 0},
            {"AMX_INT8", (seven.d >> 25 & 1) != 0},
            {"AMX_BF16", (seven.d >> 22 & 1) != 0}};
+#if ATTEND_TILE_MODEL
+    amx.clear();
+#endif
   }
 };
 
@@ -95,14 +99,15 @@ std::vector<IsaInfo> detect() {
       {Isa::kNeon, "128-bit vectors", "AArch64 with ASIMD", false, ""},
       {Isa::kNeonDot, "128-bit vectors, int8 dot products", "neon + ASIMDDP", false, ""},
   };
-  constexpr std::string_view kNoKernels = "attend has no kernels for it yet";
 #if defined(__x86_64__)
   const Features f;
   list[0].why_not = missing({&f.avx2});
   list[1].why_not = missing({&f.avx2, &f.avx512});
   list[2].why_not = missing({&f.avx2, &f.avx512, &f.vnni});
   list[3].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16});
-  list[4].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16, &f.amx});
+  std::string& amx = list[4].why_not = missing({&f.avx2, &f.avx512, &f.vnni, &f.bf16, &f.amx});
+  if (amx.empty()) amx = tiles_refused();
+  if (amx.empty()) amx = wrong_products(tile_products());
   list[5].why_not = list[6].why_not = "this machine is x86-64";
 #elif defined(__aarch64__)
   for (size_t i = 0; i < 5; ++i) list[i].why_not = "this machine is AArch64";
@@ -113,7 +118,6 @@ std::vector<IsaInfo> detect() {
 #else
   for (IsaInfo& info : list) info.why_not = "this machine is neither x86-64 nor AArch64";
 #endif
-  if (list[4].why_not.empty()) list[4].why_not = kNoKernels;
   for (IsaInfo& info : list) info.usable = info.why_not.empty();
   return list;
 }

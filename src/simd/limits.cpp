@@ -10,7 +10,7 @@ const LimitKernels& limit_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return kLimitsAvx2;
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kLimitsAvx512;
-  if (isa == Isa::kAvx512Bf16) return kLimitsAvx512Bf16;
+  if (isa == Isa::kAvx512Bf16 || isa == Isa::kAmx) return kLimitsAvx512Bf16;
 #elif defined(__aarch64__)
   if (has_neon(isa)) return kLimitsNeon;
 #endif

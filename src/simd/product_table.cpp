@@ -3,12 +3,19 @@
 #include "simd/product_kernels.h"
 
 namespace attend {
+namespace {
+
+[[maybe_unused]] bool has_vnni(Isa isa) {
+  return isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
+}
+
+}  // namespace
 
 const ProductKernels& product_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return avx2::kProductKernels;
   if (isa == Isa::kAvx512) return avx512::kProductKernels;
-  if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return avx512vnni::kProductKernels;
+  if (has_vnni(isa)) return avx512vnni::kProductKernels;
 #elif defined(__aarch64__)
   if (isa == Isa::kNeon) return neon::kProductKernels;
   if (isa == Isa::kNeonDot) return neondot::kProductKernels;
@@ -28,7 +35,7 @@ ProductLimit product_limit(Isa isa, WeightType type) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return of(avx2::kProductLimits);
   if (isa == Isa::kAvx512) return of(avx512::kProductLimits);
-  if (isa == Isa::kAvx512Vnni || isa == Isa::kAvx512Bf16) return of(avx512vnni::kProductLimits);
+  if (has_vnni(isa)) return of(avx512vnni::kProductLimits);
 #elif defined(__aarch64__)
   if (isa == Isa::kNeon) return of(neon::kProductLimits);
   if (isa == Isa::kNeonDot) return of(neondot::kProductLimits);

@@ -55,19 +55,28 @@ HWY_INLINE void multiply_pairs(const uint32_t* HWY_RESTRICT x, int64_t x_stride,
                        kFromZero ? _mm512_mul_ps(acc[r][v], _mm512_set1_ps(scale)) : acc[r][v]);
 }
 
+// How pairs lie. kPairs: keys pair by position, 2 i with 2 i + 1, without gaps, so that sums do not depend on slots,
+// nor on keys that no row sees. kTiles: each key at its place among the 512 positions of the split, words of rows of D
+// padded with zeros to tiles of 16.
+enum class PairOrder { kPairs, kTiles };
+
 class Bf16Keys {
  public:
-  Bf16Keys(const SplitJob& job, int rows)
+  Bf16Keys(const SplitJob& job, int rows, PairOrder order = PairOrder::kPairs)
       : job_(job),
         keys_(job),
-        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        panels_(job.scratch + split_layout::layout(job.d, job.dv).panels,
+                rows > (order == PairOrder::kTiles ? split_layout::kMostBlockRows : kBlockRows)),
         queries_(reinterpret_cast<uint32_t*>(job.scratch + split_layout::layout(job.d, job.dv).operands)),
-        words_((job.d + 1) / 2) {}
+        used_((job.d + 1) / 2),
+        words_(order == PairOrder::kTiles ? (job.d + 31) / 32 * 16 : used_) {}
 
   void take_block(int first, int count, float* strip) {
     strip_ = strip;
-    for (int r = 0; r < count; ++r)
+    for (int r = 0; r < count; ++r) {
       to_words(job_.q + static_cast<int64_t>(first + r) * job_.d, job_.d, queries_ + r * words_);
+      std::fill(queries_ + r * words_ + used_, queries_ + (r + 1) * words_, 0u);
+    }
   }
 
   int panel_cols() const { return kPanelCols; }
@@ -76,7 +85,7 @@ class Bf16Keys {
     first_col_ = panel * kPanelCols;
     if (!panels_.take(panel, words_ * kPanelCols)) return;
     const int begin = first_col_, end = begin + kPanelCols;
-    if (end > job_.cols) std::fill_n(panels_.at(), words_ * kPanelCols, 0u);
+    std::fill(panels_.at() + (end > job_.cols ? 0 : used_) * kPanelCols, panels_.at() + words_ * kPanelCols, 0u);
     keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
       pack_pairs(k, stride, count, panels_.at() + (col - begin));
     });
@@ -93,7 +102,7 @@ class Bf16Keys {
     });
   }
 
- private:
+ protected:
   static constexpr int kPanelCols = 64;
   static constexpr int kMostWords = split_layout::kMostWords;
 
@@ -120,12 +129,12 @@ class Bf16Keys {
     float* panel = reinterpret_cast<float*>(to);
     if constexpr (std::is_same_v<Rows, const BF16*>)
       if (job_.d % 8 == 0 && stride % 2 == 0 && count % 16 == 0)
-        return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, words_, panel, kPanelCols);
+        return pack_keys(reinterpret_cast<const float*>(keys), stride / 2, count, used_, panel, kPanelCols);
     alignas(64) uint32_t rows[16 * kMostWords];
     for (int c = 0; c < count; c += 16) {
       const int n = std::min(16, count - c);
-      for (int i = 0; i < n; ++i) to_words(keys + (c + i) * stride, job_.d, rows + i * words_);
-      pack_keys(reinterpret_cast<const float*>(rows), words_, n, words_, panel + c, kPanelCols);
+      for (int i = 0; i < n; ++i) to_words(keys + (c + i) * stride, job_.d, rows + i * used_);
+      pack_keys(reinterpret_cast<const float*>(rows), used_, n, used_, panel + c, kPanelCols);
     }
   }
 
@@ -135,18 +144,20 @@ class Bf16Keys {
   uint32_t* queries_;
   float* strip_ = nullptr;
   int first_col_ = 0;
-  int64_t words_;
+  int64_t used_, words_;  // of a row
 };
 
 class Bf16Values {
  public:
-  Bf16Values(const SplitJob& job, int) : job_(job), keys_(job), padded_(padded_dv(job.dv)) {
+  Bf16Values(const SplitJob& job, int, PairOrder order = PairOrder::kPairs)
+      : job_(job), keys_(job), padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
     values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
     weights_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands) +
-               kBlockRows * static_cast<int64_t>(split_layout::kMostWords);
+               split_layout::kMostBlockRows * static_cast<int64_t>(split_layout::kMostWords);
     rows_ = reinterpret_cast<const void**>(job.scratch + layout.rows);
-    pair_keys();
+    order == PairOrder::kTiles ? place_keys() : pair_keys();
+    find_values();
   }
 
   void take_block(int first, float* strip) {
@@ -164,15 +175,7 @@ class Bf16Values {
         to[2 * pairs.begin] = 0, to[2 * pairs.end - 1] = 0;
         if (!dense_) std::fill(to + 2 * pairs.begin, to + 2 * pairs.end, uint16_t{0});
       }
-      for (const Span& span : spans) {
-        if (!dense_) {
-          for (int c = span.begin; c < span.end; ++c) to[element(c)] = to_bf16(p[c]).bits;
-          continue;
-        }
-        for (int c = span.begin; c < span.end; c += 16)
-          _mm256_mask_storeu_epi16(to + element(c), static_cast<__mmask16>(0xffff >> std::max(0, c + 16 - span.end)),
-                                   load_bf16(p + c));
-      }
+      place_weights(p, spans, to);
     }
   }
 
@@ -189,12 +192,7 @@ class Bf16Values {
   void add_seen(int row, const Spans& ranges) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
     uint32_t seen[kMostPairs] = {};
-    Span pairs{kMostPairs, 0};
-    for (const Span& range : ranges) {
-      for (int c = range.begin; c < range.end; ++c)
-        if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
-      pairs = {std::min(pairs.begin, pairs_of(range).begin), pairs_of(range).end};
-    }
+    const Span pairs = mark_seen(p, ranges, seen);
     const uint32_t* words = weights_ + static_cast<int64_t>(row) * kMostPairs;
     float* acc = acc_ + row * job_.acc_stride;
     for (int i = pairs.begin; i < pairs.end; ++i) {
@@ -208,26 +206,91 @@ class Bf16Values {
     }
   }
 
- private:
+ protected:
   static constexpr int kMostPairs = split_layout::kMostPairs;
 
-  // Keys are paired by position, 2 i with 2 i + 1: so sums do not depend on slots, nor on keys that no row sees.
+  int element(int c) const { return dense_ ? c + offset_ : element_[c]; }
+  Span pairs_of(const Span& span) const { return {element(span.begin) / 2, element(span.end - 1) / 2 + 1}; }
+
+  // Rounds weights to bf16, each at the place of its key.
+  void place_weights(const float* p, const Spans& spans, uint16_t* to) const {
+    for (const Span& span : spans) {
+      if (!dense_) {
+        for (int c = span.begin; c < span.end; ++c) to[element(c)] = to_bf16(p[c]).bits;
+        continue;
+      }
+      for (int c = span.begin; c < span.end; c += 16)
+        _mm256_mask_storeu_epi16(to + element(c), static_cast<__mmask16>(0xffff >> std::max(0, c + 16 - span.end)),
+                                 load_bf16(p + c));
+    }
+  }
+
+  // Marks halves of the words of pairs whose keys a row sees, by its visible columns and its weights.
+  Span mark_seen(const float* p, const Spans& ranges, uint32_t* seen) const {
+    Span pairs{kMostPairs, 0};
+    for (const Span& range : ranges) {
+      for (int c = range.begin; c < range.end; ++c)
+        if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
+      pairs = {std::min(pairs.begin, pairs_of(range).begin), pairs_of(range).end};
+    }
+    return pairs;
+  }
+
+  // Values of pairs [begin, end).
+  void pack_values_of(int begin, int end) {
+    for (int i = begin; i < end; ++i) {
+      const DType low = types_[2 * i], high = types_[2 * i + 1];
+      const bool same = !rows_[2 * i] || !rows_[2 * i + 1] || low == high;
+      const DType type = rows_[2 * i] ? low : high;
+      if (!same) {
+        pack_wide_pair(i);
+      } else if (type == DType::kF32) {
+        pack_pair<float>(i, rows_ + 2 * i);
+      } else if (type == DType::kF16) {
+        pack_pair<F16>(i, rows_ + 2 * i);
+      } else if (type == DType::kBF16) {
+        pack_pair<BF16>(i, rows_ + 2 * i);
+      } else {
+        pack_wide_pair(i);
+      }
+    }
+  }
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  uint32_t *values_, *weights_;
+  float *strip_ = nullptr, *acc_ = nullptr;
+  bool dense_ = true;
+  int64_t padded_;
+
+ private:
   void pair_keys() {
     dense_ = !job_.k_position || job_.k_position[job_.cols - 1] - job_.k_position[0] == job_.cols - 1;
     const int64_t first = job_.k_position ? job_.k_position[0] : job_.first_position;
-    odd_ = static_cast<int>(first % 2);
-    if (dense_) {
-      std::fill_n(rows_, job_.cols + 2, nullptr);
-    } else {
-      int next = 0;  // element after the last
-      for (int c = 0; c < job_.cols; ++c) {
-        const int position = job_.k_position[c];
-        const bool partner = position % 2 == 1 && c > 0 && job_.k_position[c - 1] == position - 1;
-        if (!partner) next = (next + 1) / 2 * 2 + position % 2;
-        element_[c] = static_cast<int16_t>(next++);
-      }
-      std::fill_n(rows_, next + 1, nullptr);
+    offset_ = static_cast<int>(first % 2);
+    elements_ = job_.cols + 2;
+    if (dense_) return;
+    int next = 0;  // element after the last
+    for (int c = 0; c < job_.cols; ++c) {
+      const int position = job_.k_position[c];
+      const bool partner = position % 2 == 1 && c > 0 && job_.k_position[c - 1] == position - 1;
+      if (!partner) next = (next + 1) / 2 * 2 + position % 2;
+      element_[c] = static_cast<int16_t>(next++);
     }
+    elements_ = next + 1;
+  }
+
+  void place_keys() {
+    dense_ = !job_.k_position || job_.k_position[job_.cols - 1] - job_.k_position[0] == job_.cols - 1;
+    const int64_t first = job_.k_position ? job_.k_position[0] : job_.first_position;
+    offset_ = static_cast<int>(first % kSplitPositions);
+    elements_ = static_cast<int>(kSplitPositions);
+    for (int c = 0; c < job_.cols && !dense_; ++c)
+      element_[c] = static_cast<int16_t>(job_.k_position[c] % kSplitPositions);
+  }
+
+  void find_values() {
+    std::fill_n(rows_, elements_, nullptr);
     keys_.each_run(0, job_.cols, [&](const KeyRun& run, int64_t row, int col, int count) {
       for (int i = 0; i < count; ++i) {
         rows_[element(col + i)] = run.values().row(row + i);
@@ -236,31 +299,12 @@ class Bf16Values {
     });
   }
 
-  int element(int c) const { return dense_ ? c + odd_ : element_[c]; }
-  Span pairs_of(const Span& span) const { return {element(span.begin) / 2, element(span.end - 1) / 2 + 1}; }
-
   void pack(const Span& pairs) {
     constexpr int kChunk = 32;
     for (int chunk = pairs.begin / kChunk; chunk * kChunk < pairs.end; ++chunk) {
       if (packed_values_ >> chunk & 1) continue;
       packed_values_ |= 1u << chunk;
-      const int end = std::min((chunk + 1) * kChunk, element(job_.cols - 1) / 2 + 1);
-      for (int i = chunk * kChunk; i < end; ++i) {
-        const DType low = types_[2 * i], high = types_[2 * i + 1];
-        const bool same = !rows_[2 * i] || !rows_[2 * i + 1] || low == high;
-        const DType type = rows_[2 * i] ? low : high;
-        if (!same) {
-          pack_wide_pair(i);
-        } else if (type == DType::kF32) {
-          pack_pair<float>(i, rows_ + 2 * i);
-        } else if (type == DType::kF16) {
-          pack_pair<F16>(i, rows_ + 2 * i);
-        } else if (type == DType::kBF16) {
-          pack_pair<BF16>(i, rows_ + 2 * i);
-        } else {
-          pack_wide_pair(i);
-        }
-      }
+      pack_values_of(chunk * kChunk, std::min((chunk + 1) * kChunk, element(job_.cols - 1) / 2 + 1));
     }
   }
 
@@ -317,14 +361,8 @@ class Bf16Values {
     });
   }
 
-  const SplitJob& job_;
-  JobKeys keys_;
-  uint32_t *values_, *weights_;
-  const void** rows_;  // of values, by element; null where a pair has one key
-  float *strip_ = nullptr, *acc_ = nullptr;
-  bool dense_ = true;
-  int odd_ = 0;
-  int64_t padded_;
+  const void** rows_;  // of values, by element; null where there is no key
+  int offset_ = 0, elements_ = 0;
   uint32_t packed_values_ = 0;
   int16_t element_[kStripCols];
   DType types_[2 * kMostPairs + 2];  // of rows_

@@ -140,6 +140,8 @@ class Panels {
 template <class Keys, class Values>
 class Products {
  public:
+  static constexpr int kBlockRows = split_layout::kBlockRows, kGroupRows = split_layout::kGroupRows;
+
   Products(const SplitJob& job, int rows) : keys_(job, rows), values_(job, rows) {}
 
   // The rows that follow are those from `first` on, their strip at `strip`.

@@ -11,6 +11,7 @@ const SplitKernels& split_kernels(Isa isa) {
   if (isa == Isa::kAvx2) return kSplitAvx2;
   if (isa == Isa::kAvx512 || isa == Isa::kAvx512Vnni) return kSplitAvx512;
   if (isa == Isa::kAvx512Bf16) return kSplitAvx512Bf16;
+  if (isa == Isa::kAmx) return kSplitAmx;
 #elif defined(__aarch64__)
   if (has_neon(isa)) return kSplitNeon;
 #endif

@@ -21,6 +21,8 @@ HWY_BEFORE_NAMESPACE();
 #if ATTEND_BF16_DOT
 #include "simd/products_bf16-inl.h"
 #include "simd/products_int8-inl.h"
+// What follows needs what precedes.
+#include "simd/products_amx-inl.h"
 #endif
 
 namespace attend {
@@ -50,6 +52,8 @@ class Split {
   }
 
  private:
+  static constexpr int kBlockRows = Products::kBlockRows, kGroupRows = Products::kGroupRows;
+
   float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripCols; }
 
   void block(int first, int count) {
@@ -162,6 +166,14 @@ void attend_split(const SplitJob& job) noexcept {
 #endif
   Split<QuantisedProducts>(job).run();
 }
+
+#if ATTEND_BF16_DOT
+// Where there are tiles too.
+void attend_split_amx(const SplitJob& job) noexcept {
+  if (job.compute == Compute::kBF16) return Split<AmxProducts>(job).run();
+  attend_split(job);
+}
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attend

@@ -7,8 +7,9 @@
 
 namespace attend::split_layout {
 
-inline constexpr int kGroupRows = 6;   // rows of a micro-kernel: 6 x 4 accumulators of the 32 registers
-inline constexpr int kBlockRows = 24;  // rows whose scores are live at once: 24 x 512 x 4 = 49 KB of L2
+inline constexpr int kGroupRows = 6;       // rows of a micro-kernel: 6 x 4 accumulators of the 32 registers
+inline constexpr int kBlockRows = 24;      // rows whose scores are live at once: 24 x 512 x 4 = 49 KB of L2
+inline constexpr int kMostBlockRows = 32;  // where products have blocks of their own
 inline constexpr int kStripCols = kSplitPositions;
 
 // Products in bf16 take elements in pairs: of a row of a query, and of a strip, where each key may stand alone.
@@ -21,11 +22,12 @@ struct Layout {
 constexpr Layout layout(int64_t d, int64_t dv) {
   auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
   Layout l{};
-  l.panels = l.strip + up(kBlockRows * kStripCols * int64_t{4});
-  l.values = l.panels + up(std::max<int64_t>(d, 2) * kStripCols * 4);  // two forms of keys in words
+  l.panels = l.strip + up(kMostBlockRows * kStripCols * int64_t{4});
+  // Two forms of keys in words, or whole tiles of pairs.
+  l.values = l.panels + up(std::max({d, int64_t{2}, (d + 31) / 32 * 16}) * kStripCols * 4);
   l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);
   l.operands = l.positions + up(kStripCols * 4);
-  l.rows = l.operands + up(kBlockRows * (kMostWords + kMostPairs) * int64_t{4});
+  l.rows = l.operands + up(kMostBlockRows * (kMostWords + kMostPairs) * int64_t{4});
   l.means = l.rows + up((2 * kMostPairs + 2) * static_cast<int64_t>(sizeof(void*)));
   l.bytes = l.means + up((8 * padded_dv(d) + 16 * d) * int64_t{4});  // see smoothing-inl.h
   return l;

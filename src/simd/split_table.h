@@ -2,5 +2,5 @@
 #include "attend/simd/split.h"
 
 namespace attend {
-extern const SplitKernels kSplitAvx2, kSplitAvx512, kSplitAvx512Bf16, kSplitNeon;
+extern const SplitKernels kSplitAvx2, kSplitAvx512, kSplitAvx512Bf16, kSplitAmx, kSplitNeon;
 }

@@ -73,8 +73,9 @@ TEST_P(Hooks, TheForcedInstructionSetRuns) {
   hook.run.fill([](void*, Tile&) { called -= 1000; });
   auto count = [](void*, Tile&) { ++called; };
   hook.run[static_cast<int>(GetParam())] = count;
-  // One attention kernel serves both: int8 products are what the second adds.
+  // One attention kernel serves both: products are what the second adds.
   if (GetParam() == Isa::kAvx512Vnni) hook.run[static_cast<int>(Isa::kAvx512)] = count;
+  if (GetParam() == Isa::kAmx) hook.run[static_cast<int>(Isa::kAvx512Bf16)] = count;
   if (GetParam() == Isa::kNeonDot) hook.run[static_cast<int>(Isa::kNeon)] = count;
   Context context = test::context_for(GetParam());
   call.run({}, context, {.score = &hook});

@@ -23,7 +23,8 @@ struct ConformanceReport {
   std::vector<ConformanceCase> failures, skipped;
 };
 
-// Throws Error(kSpec) for an unknown name, Error(kCancelled).
+// On every usable instruction set, or on context.isa alone if it is set. Throws Error(kSpec) for an unknown name,
+// Error(kCancelled).
 ConformanceReport check_conformance(const Registry& registry, const ConformanceOptions& options, Context& context);
 
 }  // namespace attend
