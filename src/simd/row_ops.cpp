@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attend/simd/hook_math.h"
 #include "attend/tensor/error.h"
 
 #if defined(__x86_64__)
@@ -19,26 +20,6 @@ namespace {
 #define ATTEND_INLINE [[gnu::always_inline]] inline
 
 constexpr int64_t kLanes = 16;  // of every reduction, whatever the width of a vector
-
-// exp(x) with a relative error below 2e-7 for x in [-87, 88]; outside the nearest end is taken, a NaN stays.
-ATTEND_INLINE float fast_exp(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  const float shifted = __builtin_fmaf(x, 1.44269504088896341f, kRound);
-  const float n = shifted - kRound;
-  const float r = __builtin_fmaf(n, 2.12194440e-4f, __builtin_fmaf(n, -0.693359375f, x));  // ln 2 in two parts
-  float p = 1.0f / 5040;
-  p = __builtin_fmaf(p, r, 1.0f / 720);
-  p = __builtin_fmaf(p, r, 1.0f / 120);
-  p = __builtin_fmaf(p, r, 1.0f / 24);
-  p = __builtin_fmaf(p, r, 1.0f / 6);
-  p = __builtin_fmaf(p, r, 0.5f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  const uint32_t exponent = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;
-  return p * std::bit_cast<float>(exponent);
-}
 
 template <class T>
 ATTEND_INLINE T fold(T* lane) {
@@ -62,7 +43,7 @@ ATTEND_INLINE void rms_norm(const float* x, const float* weight, int64_t n, doub
 
 ATTEND_INLINE void silu_multiply(float* gate, const float* up, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
+  for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + hook_exp(-gate[i])) * up[i];
 }
 
 // tanh(u) = 2 / (1 + exp(-2u)) - 1, so x/2 (1 + tanh(u)) = x / (1 + exp(-2u)).
@@ -71,7 +52,7 @@ ATTEND_INLINE void gelu_multiply(float* gate, const float* up, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float x = gate[i];
     const float minus_2u = -1.5957691216057308f * (x + 0.044715f * x * x * x);
-    gate[i] = x / (1.0f + fast_exp(minus_2u)) * up[i];
+    gate[i] = x / (1.0f + hook_exp(minus_2u)) * up[i];
   }
 }
 
@@ -181,9 +162,11 @@ ATTEND_INLINE void narrow(const float* x, int64_t n, DType type, void* out) {
     quantise<true>(x, n, static_cast<uint8_t*>(out));
   } else if (type == DType::kQ4_0) {
     quantise<false>(x, n, static_cast<uint8_t*>(out));
-  } else {
+  } else if (type == DType::kF16) {
     F16* y = static_cast<F16*>(out);
     for (int64_t i = 0; i < n; ++i) y[i] = to_f16(x[i]);
+  } else {
+    throw Error(ErrorKind::kUnsupported, "narrow", "type", name_of(type), "is stored by a coding of its own");
   }
 }
 
@@ -214,15 +197,15 @@ ATTEND_INLINE double log_sum_exp(const float* x, int64_t n) {
   const int64_t whole = n / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
 #pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) lane[l] += static_cast<double>(fast_exp(x[i + l] - high));
+    for (int64_t l = 0; l < kLanes; ++l) lane[l] += static_cast<double>(hook_exp(x[i + l] - high));
   }
-  for (int64_t i = whole; i < n; ++i) lane[i - whole] += static_cast<double>(fast_exp(x[i] - high));
+  for (int64_t i = whole; i < n; ++i) lane[i - whole] += static_cast<double>(hook_exp(x[i] - high));
   return static_cast<double>(high) + std::log(fold(lane));
 }
 
 ATTEND_INLINE double divergence_term(float x, double x_lse, float y, double y_lse) {
   const double lp = x - x_lse;
-  return static_cast<double>(fast_exp(static_cast<float>(lp))) * (lp - (y - y_lse));
+  return static_cast<double>(hook_exp(static_cast<float>(lp))) * (lp - (y - y_lse));
 }
 
 ATTEND_INLINE double divergence(const float* x, double x_lse, const float* y, double y_lse, int64_t n) {

@@ -268,6 +268,19 @@ TEST(QuantisedRow, NarrowGivesTheSameBytes) {
   }
 }
 
+TEST(QuantisedRow, RowsOfAnotherCodingAreNotWritten) {
+  const std::vector<float> x(32, 1.0f);
+  for (const IsaInfo& info : isa_list()) {
+    if (!info.usable) continue;
+    for (DType type : {DType::kQ4_1, DType::kQ2_1, DType::kI32}) {
+      std::vector<uint8_t> row(128, 7);
+      test::expect_error(ErrorKind::kUnsupported, name_of(type),
+                         [&] { row_ops(info.isa).narrow(x.data(), 32, type, row.data()); });
+      EXPECT_EQ(row, std::vector<uint8_t>(128, 7));
+    }
+  }
+}
+
 TEST(QuantisedRow, ArraysCantHaveTheType) {
   uint8_t bytes[34] = {};
   for (DType type : kTypes) {

@@ -21,6 +21,7 @@ struct RowOps {
   void (*rotate_pairs)(float* x, const float* cosine, const float* sine, int64_t pairs);   // (x[2i], x[2i+1])
   void (*rotate_halves)(float* x, const float* cosine, const float* sine, int64_t pairs);  // (x[i], x[i + pairs])
   // Stores n floats as f32, f16 or bf16, rounded to nearest even, or as quantise_row() does (n a multiple of 32).
+  // Throws Error(kUnsupported) for other types.
   void (*narrow)(const float* x, int64_t n, DType type, void* out);
   // Cosines and sines of p + q from those of p and q, in double, stored as f32.
   void (*add_angles)(const double* cosine_p, const double* sine_p, const double* cosine_q, const double* sine_q,
