@@ -2,8 +2,9 @@
 """Compares attend with llama.cpp on the same models, files, threads and context lengths.
 
 llama.cpp is built natively from the source that the package llama-cpp-python holds. Calls alternate between its
-settings (with and without flash attention) and attend: nine rounds, three where a call takes over 20 s. A ratio is
-attend's figure over that of llama.cpp's best setting in the same round; it holds if its lower quartile does.
+settings (with and without flash attention, which keys and values in q8_0 need) and attend: nine rounds, three where a
+call takes over 20 s. A ratio is attend's figure over that of llama.cpp's best setting in the same round; it holds if its
+lower quartile does.
 
 Writes docs/performance.md (the part between its markers) and keeps every measurement in build/peers/measured.json. A run
 over some models or kinds keeps the other rows as they were; each row names the commit that it was measured at.
@@ -31,9 +32,10 @@ GENERATED = 32  # tokens of a decode measurement
 
 # Tokens of the prompts that are read, and depths at which decoding is measured.
 POINTS = {
-    "smollm2-135m": {"prefill": [512, 2048, 8000], "decode": [0, 2048, 4096]},
+    "smollm2-135m": {"prefill": [512, 2048, 8000], "decode": [0, 2048, 4096, 8000]},
     "gemma3-270m": {"prefill": [512, 2048, 8192, 16384, 30000], "decode": [0, 4096, 16384, 30000]},
 }
+CODECS = ["f16", "q8_0"]  # of keys and values
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
@@ -119,13 +121,15 @@ def prompt_of(model, path, tokens):
 
 
 class Point:
-    def __init__(self, model, kind, tokens, threads, bench):
-        self.model, self.kind, self.tokens, self.threads, self.bench = model, kind, tokens, threads, bench
+    def __init__(self, model, kind, tokens, codec, threads, bench):
+        self.model, self.kind, self.tokens, self.codec = model, kind, tokens, codec
+        self.threads, self.bench = threads, bench
         self.path = next(m["path"] for m in models() if m["name"] == model)
         self.prompt, self.actual = prompt_of(model, self.path, tokens)
 
     def llama(self, flash):
-        command = [self.bench, "-m", self.path, "-t", self.threads, "-fa", flash, "-r", 1, "-o", "json"]
+        command = [self.bench, "-m", self.path, "-t", self.threads, "-fa", flash, "-ctk", self.codec, "-ctv", self.codec,
+                   "-r", 1, "-o", "json"]
         if self.kind == "prefill":
             command += ["-p", self.actual, "-n", 0]
         else:
@@ -136,11 +140,13 @@ class Point:
     def attend(self):
         out, seconds, rss = call([ATTEND, "run", "-m", self.path, "-f", self.prompt, "-n",
                                   1 if self.kind == "prefill" else GENERATED, "--temp", 0, "--ignore-eos", "--threads",
-                                  self.threads, "--json"])
+                                  self.threads, "--policy", self.codec, "--json"])
         return {"tps": out["prefill_tps" if self.kind == "prefill" else "decode_tps"], "seconds": seconds, "rss": rss}
 
     def measure(self, rounds):
         sides = {"flash": lambda: self.llama(1), "plain": lambda: self.llama(0), "attend": self.attend}
+        if self.codec != "f16":
+            del sides["plain"]
         samples = {side: [] for side in sides}
         done = 0
         while done < rounds:
@@ -149,9 +155,10 @@ class Point:
             done += 1
             if done == 1 and max(s[0]["seconds"] for s in samples.values()) > 20:
                 rounds = min(rounds, 3)
-        best = max(("flash", "plain"), key=lambda s: statistics.median(x["tps"] for x in samples[s]))
+        best = max(sides.keys() - {"attend"}, key=lambda s: statistics.median(x["tps"] for x in samples[s]))
         ratios = [a["tps"] / b["tps"] for a, b in zip(samples["attend"], samples[best])]
-        return {"model": self.model, "kind": self.kind, "tokens": self.tokens, "actual": self.actual, "best": best,
+        return {"model": self.model, "kind": self.kind, "tokens": self.tokens, "actual": self.actual,
+                "codec": self.codec, "best": best,
                 "ratio": quartiles(ratios), "rounds": rounds,
                 **{s: {"tps": quartiles([x["tps"] for x in v]), "rss": statistics.median(x["rss"] for x in v)}
                    for s, v in samples.items()}}
@@ -206,13 +213,14 @@ def report(results, threads):
         if not rows:
             continue
         lines += [f"### {model}", "",
-                  "| what | tokens | rounds | llama.cpp, flash attention | llama.cpp, without | attend | ratio | "
+                  "| what | tokens | KV | rounds | llama.cpp, flash attention | llama.cpp, without | attend | ratio | "
                   "MiB, llama.cpp's best | MiB, attend | commit |",
-                  "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
+                  "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|"]
         for r in rows:
             digits = 0 if r["attend"]["tps"][1] >= 100 else 1
             lines.append(f"| {'prefill' if r['kind'] == 'prefill' else 'decode at depth'} | {r['actual'] if r['tokens'] else 0} "
-                         f"| {r['rounds']} | {span(r['flash']['tps'], digits)} | {span(r['plain']['tps'], digits)} "
+                         f"| {r['codec']} | {r['rounds']} | {span(r['flash']['tps'], digits)} "
+                         f"| {span(r['plain']['tps'], digits) if 'plain' in r else ''} "
                          f"| {span(r['attend']['tps'], digits)} | {span(r['ratio'], 2)} "
                          f"| {r[r['best']]['rss'] / 2**20:.0f} | {r['attend']['rss'] / 2**20:.0f} | {r['commit']} |")
         load = next((r for r in results if r["model"] == model and r["kind"] == "load"), None)
@@ -229,7 +237,7 @@ def report(results, threads):
 
 
 def key(row):
-    return row["model"], row["kind"], row.get("tokens", 0)
+    return row["model"], row["kind"], row.get("tokens", 0), row.get("codec", CODECS[0])
 
 
 def main():
@@ -239,6 +247,8 @@ def main():
     parser.add_argument("--most", type=int, default=1 << 20, help="longest prompt in tokens")
     parser.add_argument("--model", choices=list(POINTS), help="only this one")
     parser.add_argument("--kind", choices=["load", "prefill", "decode"], help="only rows of this kind")
+    parser.add_argument("--codec", choices=CODECS, help="only rows with keys and values of this type")
+    parser.add_argument("--least", type=int, default=0, help="shortest prompt in tokens")
     args = parser.parse_args()
 
     bench = llama_bench()
@@ -259,15 +269,16 @@ def main():
             keep(load_times(model, bench, args.threads, args.rounds))
         for kind, sizes in kinds.items():
             for tokens in sizes:
-                if tokens > args.most or args.kind not in (None, kind):
+                if not args.least <= tokens <= args.most or args.kind not in (None, kind):
                     continue
-                r = Point(model, kind, tokens, args.threads, bench).measure(args.rounds)
-                keep(r)
-                say(f"peers: {model} {kind} {tokens}: llama.cpp {r[r['best']]['tps'][1]:.1f} ({r['best']}), "
-                    f"attend {r['attend']['tps'][1]:.1f} tokens/s, ratio {r['ratio'][1]:.2f}")
-    order = {(model, kind, tokens): i for i, (model, kind, tokens) in enumerate(
-        (model, kind, tokens) for model, kinds in POINTS.items()
-        for kind, sizes in [("load", [0]), *kinds.items()] for tokens in sizes)}
+                for codec in [args.codec] if args.codec else CODECS:
+                    r = Point(model, kind, tokens, codec, args.threads, bench).measure(args.rounds)
+                    keep(r)
+                    say(f"peers: {model} {kind} {tokens} {codec}: llama.cpp {r[r['best']]['tps'][1]:.1f} ({r['best']}), "
+                        f"attend {r['attend']['tps'][1]:.1f} tokens/s, ratio {r['ratio'][1]:.2f}")
+    order = {place: i for i, place in enumerate(
+        (model, kind, tokens, codec) for model, kinds in POINTS.items()
+        for kind, sizes in [("load", [0]), *kinds.items()] for tokens in sizes for codec in CODECS)}
     results = sorted((r for k, r in results.items() if k in order), key=lambda r: order[key(r)])
     report(results, args.threads)
 

@@ -24,7 +24,7 @@ LLAMA = {"llama.cpp, f16": ("f16", 1), "llama.cpp, f16, no flash attention": ("f
 
 class DeepPoint(Point):
     def __init__(self, model, tokens, threads, bench):
-        super().__init__(model, "decode", tokens, threads, bench)
+        super().__init__(model, "decode", tokens, "f16", threads, bench)
 
     def llama_with(self, codec, flash):
         out, _, rss = call([self.bench, "-m", self.path, "-t", self.threads, "-fa", flash, "-ctk", codec, "-ctv", codec,
