@@ -6,6 +6,7 @@
 
 #include "attend/report/table.h"
 #include "attend/simd/isa.h"
+#include "attend/tensor/error.h"
 #include "command.h"
 #include "common.h"
 #include "json.h"
@@ -17,7 +18,7 @@ namespace {
 struct Arguments {
   std::string filter;
   int64_t threads = 0;
-  bool json = false, memory = false;
+  bool json = false, memory = false, check = false;
 };
 
 std::string processor_name() {
@@ -57,16 +58,59 @@ Json row_json(const BenchRow& row, const BenchResult& r, std::string_view isa, i
   return j;
 }
 
-int bench(const Arguments& a) {
-  ProgressBar bar;
-  Context context = make_context(a.threads, nullptr);
+std::vector<BenchRow> rows_of(const std::string& filter) {
   std::vector<BenchRow> rows;
   for (std::vector<BenchRow>& list :
        std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(), store_rows(), selector_rows()})
     for (BenchRow& row : list)
-      if (row.name.find(a.filter) != std::string::npos) rows.push_back(std::move(row));
+      if (row.name.find(filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())
-    throw UsageError(fmt::format("no benchmark row's name contains \"{}\"", safe_text(a.filter, Lines::kOne)));
+    throw UsageError(fmt::format("no benchmark row's name contains \"{}\"", safe_text(filter, Lines::kOne)));
+  return rows;
+}
+
+// What a row refuses is its failure, so that the others are not lost.
+BenchResult guarded(const std::function<BenchResult()>& run) {
+  try {
+    return run();
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::kCancelled) throw;
+    BenchResult result{};
+    result.failure = e.what();
+    return result;
+  }
+}
+
+int check_rows(const Arguments& a) {
+  ProgressBar bar;
+  Context context = make_context(a.threads, nullptr);
+  std::vector<BenchRow> rows = rows_of(a.filter);
+  std::erase_if(rows, [](const BenchRow& row) { return !row.prove; });
+  Json out = Json::array();
+  Table table({{"row", true}, {"error"}, {"failure", true}});
+  int64_t failed = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
+    const BenchResult r = guarded([&] { return rows[i].prove(context); });
+    failed += !r.failure.empty();
+    out.push_back({{"name", rows[i].name}, {"error", r.error}});
+    if (!r.failure.empty()) out.back()["failure"] = r.failure;
+    table.row({rows[i].name, number_text(r.error), r.failure});
+  }
+  bar.wipe();
+  if (a.json) {
+    print_json({{"rows", out}});
+  } else {
+    fmt::print("{}\n{} right, {} wrong\n", table.text(has_colour(Stream::kOut)),
+               static_cast<int64_t>(rows.size()) - failed, failed);
+  }
+  return failed ? 1 : 0;
+}
+
+int bench(const Arguments& a) {
+  ProgressBar bar;
+  Context context = make_context(a.threads, nullptr);
+  const std::vector<BenchRow> rows = rows_of(a.filter);
 
   const std::string_view isa = name_of(active_isa(context));
   Limits limits(context);
@@ -94,7 +138,7 @@ int bench(const Arguments& a) {
   std::vector<BenchResult> results;
   for (size_t i = 0; i < rows.size(); ++i) {
     bar.update(rows[i].name, static_cast<int64_t>(i), static_cast<int64_t>(rows.size()));
-    const BenchResult r = results.emplace_back(rows[i].run(limits, context));
+    const BenchResult r = results.emplace_back(guarded([&] { return rows[i].run(limits, context); }));
     out["rows"].push_back(row_json(rows[i], r, isa, context.threads));
     if (!r.failure.empty()) {
       failed = true;
@@ -140,9 +184,10 @@ const Command kBench = {
       auto a = std::make_shared<Arguments>();
       options.text("filter FILTER", a->filter, "only rows whose name contains this");
       options.flag("--memory", a->memory, "instead: the memory that stores hold while texts come and go");
+      options.flag("--check", a->check, "instead: prove the rows of mechanisms on short texts, without times");
       declare_threads(options, a->threads);
       declare_json(options, a->json);
-      return [a] { return a->memory ? bench_memory(a->json) : bench(*a); };
+      return [a] { return a->memory ? bench_memory(a->json) : a->check ? check_rows(*a) : bench(*a); };
     }};
 
 }  // namespace attend::app

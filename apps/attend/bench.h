@@ -50,6 +50,7 @@ struct BenchRow {
   std::vector<std::pair<std::string, int64_t>> shape;
   bool cold;  // what is large comes from memory: calls rotate over copies beyond twice the last cache
   std::function<BenchResult(Limits& limits, Context& context)> run;
+  std::function<BenchResult(Context& context)> prove = {};  // on a short text, without times; absent from some rows
 };
 
 std::vector<BenchRow> attention_rows();

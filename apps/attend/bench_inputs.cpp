@@ -133,6 +133,13 @@ CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec&
     if (!asked || port.name == "q" || port.name == "k" || port.name == "v") continue;
     int rank = 0;
     const Shape shape = port_shape(entry, port, spec, sizes_of(row), rank);
+    if (port.types == "i32") {
+      const View& view = a.others.emplace(port.name, make_array(DType::kI32, rank, shape)).first->second.view;
+      std::mt19937_64 random(4);
+      std::uniform_int_distribution<int32_t> uniform(static_cast<int32_t>(port.low), static_cast<int32_t>(port.high));
+      for (int64_t i = 0; i < view.count(); ++i) view.as<int32_t>()[i] = uniform(random);
+      continue;
+    }
     const View& view = a.others.emplace(port.name, make_array(DType::kF32, rank, shape)).first->second.view;
     fill_normal(view, 1, 4);
     // Normal values become uniform ones.
@@ -189,8 +196,8 @@ double short_error(AttentionCall row, const Entry& entry, const Spec& spec, Cont
   row.b = 1, row.hq = std::min<int64_t>(row.hq, 2), row.hkv = std::min(row.hkv, row.hq);
   row.tk = std::min<int64_t>(row.tk, 96), row.tq = std::min(row.tq, row.tk);
   const CallArrays a = make_arrays(row, entry, spec, 1);
-  const Tensors in = inputs(a, 0);
-  registry().make<Operator>(spec)->forward(in, {{"out", a.out.view}}, Form::kAny, context);
+  const Tensors in = numbers(a, 0);
+  registry().make<Operator>(spec)->forward(inputs(a, 0), {{"out", a.out.view}}, Form::kAny, context);
   const Array want = make_array(DType::kF64, 4, {row.b, row.hq, row.tq, row.dv});
   entry.reference(spec)->forward(in, {{"out", want.view}}, Form::kAny, context);
   double worst = 0;

@@ -159,28 +159,26 @@ struct Gradients {
         add(wanted, port, type, of.rank, of.shape);
       }
   }
+
+  void run(const Operator& op, Context& context) const {
+    op.forward(in, out, Form::kAny, context);
+    op.backward(in, out, loss, wanted, context);
+  }
 };
 
-BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& context) {
+// Gradients on a text short enough for the definition.
+BenchResult prove_backward(const AttentionCall& row, Context& context) {
   const Entry& entry = registry().at(parse_spec(row.spec).name);
   const Spec spec = registry().complete(parse_spec(row.spec));
   const auto op = registry().make<Operator>(spec);
   BenchResult result{};
-  const double pairs = visible_pairs(row, entry, spec) * static_cast<double>(row.b * row.hq);
-  result.flops = pairs * 2 * static_cast<double>(4 * row.d + 3 * row.dv);
-  auto call = [&](const Gradients& g) {
-    op->forward(g.in, g.out, Form::kAny, context);
-    op->backward(g.in, g.out, g.loss, g.wanted, context);
-  };
-  // Proved on a text short enough for the definition.
   AttentionCall brief = row;
   brief.hq = brief.hkv = 2, brief.tq = brief.tk = 96;
   const CallArrays short_arrays = make_arrays(brief, entry, spec, 1);
   const auto reference = entry.reference(spec);
   const Gradients got(entry, *op, short_arrays, DType::kF32), want(entry, *reference, short_arrays, DType::kF64);
-  call(got);
-  reference->forward(want.in, want.out, Form::kAny, context);
-  reference->backward(want.in, want.out, want.loss, want.wanted, context);
+  got.run(*op, context);
+  want.run(*reference, context);
   Tensors with_loss = got.in;
   with_loss["grad out"] = got.loss.at("out");
   for (const auto& [name, arg] : got.wanted) {
@@ -193,11 +191,21 @@ BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& cont
       result.failure =
           fmt::format("the gradient of {} has an error of {:.3g} above the bound {:.3g}", name, worst, limit);
   }
+  return result;
+}
+
+BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& context) {
+  const Entry& entry = registry().at(parse_spec(row.spec).name);
+  const Spec spec = registry().complete(parse_spec(row.spec));
+  const auto op = registry().make<Operator>(spec);
+  BenchResult result = prove_backward(row, context);
   if (!result.failure.empty()) return result;
+  const double pairs = visible_pairs(row, entry, spec) * static_cast<double>(row.b * row.hq);
+  result.flops = pairs * 2 * static_cast<double>(4 * row.d + 3 * row.dv);
   const CallArrays arrays = make_arrays(row, entry, spec, 1);
   const Gradients all(entry, *op, arrays, DType::kF32);
   measure(
-      result, [&] { call(all); },
+      result, [&] { all.run(*op, context); },
       [&] {
         const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
         return result.flops / flops + 2 * pairs / std::max(limits.exponentials(), limits.exponentials());
@@ -210,6 +218,14 @@ BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& cont
 
 namespace {
 
+BenchResult prove(const AttentionCall& row, Context& context) {
+  if (row.backward) return prove_backward(row, context);
+  const Entry& entry = registry().at(parse_spec(row.spec).name);
+  BenchResult result{};
+  result.error = short_error(row, entry, registry().complete(parse_spec(row.spec)), context, result.failure);
+  return result;
+}
+
 BenchRow row_of(const AttentionCall& a) {
   return {a.name,
           a.backward ? a.spec + ", forward and backward" : a.spec,
@@ -218,7 +234,8 @@ BenchRow row_of(const AttentionCall& a) {
           a.cold,
           [a](Limits& limits, Context& context) {
             return a.backward ? run_backward(a, limits, context) : run(a, limits, context);
-          }};
+          },
+          [a](Context& context) { return prove(a, context); }};
 }
 
 }  // namespace

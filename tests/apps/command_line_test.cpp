@@ -49,12 +49,21 @@ TEST(CommandLine, ExplainsEntriesInLinesThatFit) {
 
 // The second of two entries begins at a half: its name stands at the bar at once, not when its part takes long.
 TEST(CommandLine, ShowsOneBarForAllThatIsChecked) {
-  const Outcome shown = run_app({"check", "relu", "reversed"},
-                                {.prefix = {"/bin/sh", "-c", "script -qec \"$*\" /dev/null", "sh"}});
+  const Outcome shown =
+      run_app({"check", "relu", "reversed"}, {.prefix = {"/bin/sh", "-c", "script -qec \"$*\" /dev/null", "sh"}});
   EXPECT_EQ(shown.code, 0) << shown.error;
   const size_t half = shown.out.find(" 50%");
   ASSERT_NE(half, std::string::npos) << shown.out;
   EXPECT_NE(shown.out.rfind("reversed", half), std::string::npos);
+}
+
+// A benchmark over all rows once stopped at the first that refused its inputs.
+TEST(CommandLine, EveryBenchmarkRowOfAMechanismIsRight) {
+  const Outcome checked = run_app({"bench", "--check"});
+  EXPECT_EQ(checked.code, 0) << checked.out << checked.error;
+  EXPECT_NE(checked.out.find("exact/sentinel-prefill-f32-d64"), std::string::npos) << checked.out;
+  EXPECT_NE(checked.out.find("exact/threads-backward-all"), std::string::npos) << checked.out;
+  EXPECT_NE(checked.out.find(" 0 wrong\n"), std::string::npos) << checked.out;
 }
 
 TEST(CommandLine, KeepsControlCharactersOffTheTerminal) {
