@@ -12,7 +12,8 @@ namespace {
 
 void require_known(const Tensors& tensors, std::span<const Port> ports, std::string_view op) {
   for (const auto& [name, arg] : tensors)
-    if (std::none_of(ports.begin(), ports.end(), [&](const Port& port) { return port.name == name; }))
+    if (std::none_of(ports.begin(), ports.end(),
+                     [known = std::string_view(name)](const Port& port) { return port.name == known; }))
       throw Error(ErrorKind::kArgument, op, "port", name, "is not one of this operator's");
 }
 

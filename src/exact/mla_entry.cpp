@@ -48,7 +48,8 @@ class Mla : public Operator {
     if (form != Form::kAny && form != Form::kParallel)
       throw Error(ErrorKind::kArgument, "mla", "form", "", "must be parallel");
     for (const auto& [name, arg] : in)
-      if (std::none_of(std::begin(kIn), std::end(kIn), [&](const Port& port) { return port.name == name; }))
+      if (std::none_of(std::begin(kIn), std::end(kIn),
+                       [known = std::string_view(name)](const Port& port) { return port.name == known; }))
         throw Error(ErrorKind::kArgument, "mla", "port", name, "is not one of this operator's");
     auto port = [&](std::string_view name) { return array(in, name, "mla"); };
     mla_attention({.q = port("q"),
