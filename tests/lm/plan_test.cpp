@@ -27,7 +27,7 @@ constexpr int64_t kKeyBytes = 16 * 4;  // of a key and value in f32
 // Two layers of two heads: (0, 1) and (1, 0) have the largest gates.
 class Duo : public testing::Test {
  protected:
-  const SmallModel small_;
+  const SmallModel small_{};
   const std::shared_ptr<const LanguageModel> model_ = load(small_);
   const HeadGates gates_{
       .model = model_->graph().name, .layers = 2, .kv_heads = 2, .gates = {0.25, 0.5, 1, 0.125}, .made_by = ""};
@@ -130,7 +130,7 @@ TEST_F(Duo, IsRefusedForAnotherModel) {
 // Levels of the heads of two layers: punctuation, frequent; local, all.
 class FastGen : public testing::Test {
  protected:
-  const SmallModel small_;
+  const SmallModel small_{};
   const std::shared_ptr<const LanguageModel> model_ = load(small_);
   const HeadGates gates_{
       .model = model_->graph().name, .layers = 2, .kv_heads = 2, .gates = {0.25, 0.5, 0.75, 1}, .made_by = ""};
