@@ -49,7 +49,7 @@ class ContiguousStore : public kv::StoreBase {
 
   int64_t row_memory() const override {
     int64_t total = 0;
-    for (const Rows& rows : rows_) total += rows.k.bytes() + rows.v.bytes();
+    for (const Rows& rows : rows_) total += rows.k.held() + rows.v.held();
     return total;
   }
 

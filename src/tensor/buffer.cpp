@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -16,6 +17,10 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // From here on blocks are whole mappings: growing moves pages, not bytes, and freeing returns them to the system.
 constexpr int64_t kMapped = 32 << 10;
+// From here on mappings begin and end at large pages, which the system is asked for: rows read here and there would
+// each wait for an address to be looked up.
+constexpr int64_t kLarge = 8 << 20;
+constexpr int64_t kLargePage = 2 << 20;
 
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
@@ -25,20 +30,45 @@ int64_t round_up(int64_t n, int64_t to) {
   throw Error(ErrorKind::kMemory, "memory", "bytes", std::to_string(bytes), "can't be allocated");
 }
 
-int64_t mapped_size(int64_t bytes) {
-  return round_up(bytes, sysconf(_SC_PAGESIZE));
+size_t mapped_size(int64_t bytes) {
+  return static_cast<size_t>(round_up(bytes, bytes < kLarge ? sysconf(_SC_PAGESIZE) : kLargePage));
+}
+
+void* map(size_t size, int protection) {
+  void* p = mmap(nullptr, size, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return p == MAP_FAILED ? nullptr : p;
+}
+
+// Addresses that begin at a large page.
+void* map_large(size_t size, int protection) {
+  auto* whole = static_cast<std::byte*>(map(size + kLargePage, protection));
+  if (!whole) return nullptr;
+  const auto skipped = static_cast<size_t>(-reinterpret_cast<uintptr_t>(whole) % kLargePage);
+  if (skipped) munmap(whole, skipped);
+  munmap(whole + skipped + size, kLargePage - skipped);
+  return whole + skipped;
+}
+
+void advise(void* p, size_t size) {
+  madvise(p, size, MADV_HUGEPAGE);  // may fail: then pages are small
+}
+
+void check(int64_t bytes) {
+  if (bytes < 0 || bytes > int64_t{1} << 46) fail(bytes);
 }
 
 void* allocate(int64_t bytes) {
-  if (bytes < 0 || bytes > int64_t{1} << 46) fail(bytes);
+  check(bytes);
+  void* p = nullptr;
   if (bytes < kMapped) {
-    void* p = std::aligned_alloc(kAlignment, static_cast<size_t>(std::max(kAlignment, round_up(bytes, kAlignment))));
-    if (!p) fail(bytes);
-    return p;
+    p = std::aligned_alloc(kAlignment, static_cast<size_t>(std::max(kAlignment, round_up(bytes, kAlignment))));
+  } else if (bytes < kLarge) {
+    p = map(mapped_size(bytes), PROT_READ | PROT_WRITE);
+  } else {
+    p = map_large(mapped_size(bytes), PROT_READ | PROT_WRITE);
+    if (p) advise(p, mapped_size(bytes));
   }
-  void* p = mmap(nullptr, static_cast<size_t>(mapped_size(bytes)), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                 -1, 0);
-  if (p == MAP_FAILED) fail(bytes);
+  if (!p) fail(bytes);
   return p;
 }
 
@@ -47,8 +77,22 @@ void release(void* p, int64_t bytes) {
   if (bytes < kMapped) {
     std::free(p);
   } else {
-    munmap(p, static_cast<size_t>(mapped_size(bytes)));
+    munmap(p, mapped_size(bytes));
   }
+}
+
+// Pages of a mapping go to where it fits; nullptr if it can't be had.
+void* remap(void* p, size_t from, size_t to, bool large) {
+  if (from == to) return p;
+  void* at = mremap(p, from, to, large ? 0 : MREMAP_MAYMOVE);
+  if (at == MAP_FAILED && large)
+    if (void* aligned = map_large(to, PROT_NONE)) {
+      at = mremap(p, from, to, MREMAP_MAYMOVE | MREMAP_FIXED, aligned);
+      if (at == MAP_FAILED) munmap(aligned, to);
+    }
+  if (at == MAP_FAILED) return nullptr;
+  if (large) advise(at, to);
+  return at;
 }
 
 }  // namespace
@@ -59,12 +103,16 @@ Buffer::~Buffer() {
   release(data_, bytes_);
 }
 
+int64_t Buffer::held() const {
+  return bytes_ < kLarge ? bytes_ : static_cast<int64_t>(mapped_size(bytes_));
+}
+
 void Buffer::resize(int64_t bytes) {
   if (bytes == bytes_) return;
-  if (bytes_ >= kMapped && bytes >= kMapped) {
-    void* p = mremap(data_, static_cast<size_t>(mapped_size(bytes_)), static_cast<size_t>(mapped_size(bytes)),
-                     MREMAP_MAYMOVE);
-    if (p == MAP_FAILED) fail(bytes);
+  check(bytes);
+  if (bytes_ >= kMapped && bytes >= kMapped && (bytes_ < kLarge) == (bytes < kLarge)) {
+    void* p = remap(data_, mapped_size(bytes_), mapped_size(bytes), bytes >= kLarge);
+    if (!p) fail(bytes);
     data_ = static_cast<std::byte*>(p);
     bytes_ = bytes;
     return;

@@ -30,6 +30,7 @@ class Buffer {
     return reinterpret_cast<T*>(data_);
   }
   int64_t bytes() const { return bytes_; }
+  int64_t held() const;  // bytes that it takes from the system: whole large pages from 8 MB on
 
  private:
   std::byte* data_ = nullptr;
