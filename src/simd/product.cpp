@@ -163,7 +163,7 @@ void products(std::span<const PackedWeight* const> w, const float* x, int64_t x_
               std::span<const int64_t> y_stride, int64_t t, Context& context) {
   check(w, x, x_stride, y, y_stride, t);
   if (w.empty() || t == 0) return;
-  const ProductKernels& kernels = product_kernels(active_isa(context));
+  const ProductKernels& kernels = product_kernels(active_isa(context), t);
   const Activations activations(w, x, x_stride, t, kernels);
   std::vector<Part> parts;
   parts.reserve(w.size());

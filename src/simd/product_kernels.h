@@ -23,6 +23,8 @@ constexpr Activation activation_of(WeightType type) {
 //           bytes (rounded) and low bytes, or even and odd columns as int16
 // and for each column
 //   kF32    float x[width]
+// On AMX tiles a block of 32 columns is int8 q[width][32], kInt16 both planes like it, and each member of BlockScale for
+// all rows.
 struct BlockScale {
   float scale;              // x = scale * q
   int32_t negated_sum;      // -sum of q over the block; kInt16: of the high bytes where planes are bytes
@@ -79,6 +81,9 @@ namespace avx512vnni {
 extern const ProductKernels kProductKernels;
 extern const ProductLimits kProductLimits;
 }  // namespace avx512vnni
+namespace amx {
+const ProductKernels& product_kernels();
+}  // namespace amx
 namespace neon {
 extern const ProductKernels kProductKernels;
 extern const ProductLimits kProductLimits;
@@ -88,7 +93,7 @@ extern const ProductKernels kProductKernels;
 extern const ProductLimits kProductLimits;
 }  // namespace neondot
 
-// Throws Error(kUnsupported) if this build has none for it.
-const ProductKernels& product_kernels(Isa isa);
+// For products with so many rows. Throws Error(kUnsupported) if this build has none for the instruction set.
+const ProductKernels& product_kernels(Isa isa, int64_t rows);
 
 }  // namespace attend

@@ -21,19 +21,24 @@ namespace attend {
 inline constexpr int kTileRows = 16, kTileBytes = 64;
 
 #if defined(__x86_64__) && !ATTEND_TILE_MODEL
-// While it lives, this thread's tiles are usable: A and C of `rows` rows, B of 16, all of 64 bytes. C is tiles 0 to 3,
-// A 4 and 5, B 6 and 7: blocks of 2 x 2 products. May be made where Isa::kAmx is usable.
+// While it lives, this thread's tiles are usable. C is tiles 0 to 3, A 4 and 5, B 6 and 7: blocks of 2 x 2 products, 0, 1
+// and 4 with `rows` rows, 2, 3 and 5 with `second_rows`. Rows of A have `depth` bytes, B has depth / 4 rows. May be made
+// where Isa::kAmx is usable.
 class Tiles {
  public:
-  explicit Tiles(int rows) noexcept {
+  explicit Tiles(int rows) noexcept : Tiles(rows, rows, kTileBytes) {}
+  Tiles(int rows, int second_rows, int depth) noexcept {
     alignas(64) struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     static_assert(sizeof(config) == 64);
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = kTileBytes, config.rows[i] = kTileRows;
-    for (int i = 0; i < 6; ++i) config.rows[i] = static_cast<uint8_t>(rows);
+    for (int i : {0, 1, 4}) config.rows[i] = static_cast<uint8_t>(rows);
+    for (int i : {2, 3, 5}) config.rows[i] = static_cast<uint8_t>(second_rows);
+    for (int i : {6, 7}) config.rows[i] = static_cast<uint8_t>(depth / 4);
+    for (int i = 0; i < 8; ++i) config.row_bytes[i] = kTileBytes;
+    for (int i : {4, 5}) config.row_bytes[i] = static_cast<uint16_t>(depth);
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
   }
   ~Tiles() { __asm__ volatile("tilerelease"); }

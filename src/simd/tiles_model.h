@@ -10,8 +10,9 @@ namespace attend {
 
 class Tiles {
  public:
-  explicit Tiles(int rows) noexcept { rows_of_a_ = rows; }
-  ~Tiles() { rows_of_a_ = 0; }
+  explicit Tiles(int rows) noexcept : Tiles(rows, rows, 64) {}
+  Tiles(int rows, int second_rows, int depth) noexcept { rows_[0] = rows, rows_[1] = second_rows, depth_ = depth; }
+  ~Tiles() { rows_[0] = rows_[1] = depth_ = 0; }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
@@ -22,8 +23,9 @@ class Tiles {
   template <int kTile>
   static void load(const void* from, int64_t stride) {
     zero<kTile>();
+    const size_t bytes = kTile == 4 || kTile == 5 ? static_cast<size_t>(depth_) : 64;
     for (int r = 0; r < rows<kTile>(); ++r)
-      std::memcpy(tile_[kTile] + r * 64, static_cast<const char*>(from) + r * stride, 64);
+      std::memcpy(tile_[kTile] + r * 64, static_cast<const char*>(from) + r * stride, bytes);
   }
   template <int kTile>
   static void store(void* to, int64_t stride) {
@@ -34,7 +36,7 @@ class Tiles {
     for (int m = 0; m < rows<kC>(); ++m)
       for (int n = 0; n < 16; ++n) {
         float chain[2] = {};
-        for (int k = 0; k < 16; ++k)
+        for (int k = 0; k < depth_ / 4; ++k)
           for (int i = 0; i < 2; ++i)
             chain[i] = flushed(
                 std::fma(bf16(tile_[kA] + m * 64 + 4 * k + 2 * i), bf16(tile_[kB] + k * 64 + 4 * n + 2 * i), chain[i]));
@@ -56,7 +58,8 @@ class Tiles {
  private:
   template <int kTile>
   static int rows() {
-    return kTile < 6 ? rows_of_a_ : 16;
+    if (kTile > 5) return depth_ / 4;
+    return rows_[kTile == 2 || kTile == 3 || kTile == 5];
   }
   static float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
   static float bf16(const unsigned char* p) {
@@ -70,14 +73,14 @@ class Tiles {
       for (int n = 0; n < 16; ++n) {
         int32_t sum;
         std::memcpy(&sum, tile_[kC] + m * 64 + 4 * n, 4);
-        for (int k = 0; k < 64; ++k)
+        for (int k = 0; k < depth_; ++k)
           sum += static_cast<A>(tile_[kA][m * 64 + k]) * static_cast<B>(tile_[kB][k / 4 * 64 + 4 * n + k % 4]);
         std::memcpy(tile_[kC] + m * 64 + 4 * n, &sum, 4);
       }
   }
 
   static inline thread_local unsigned char tile_[8][16 * 64];
-  static inline thread_local int rows_of_a_ = 0;
+  static inline thread_local int rows_[2] = {}, depth_ = 0;
 };
 
 }  // namespace attend

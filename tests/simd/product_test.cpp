@@ -169,17 +169,23 @@ TEST_P(ProductTest, TheBitsAreThoseOfEveryOtherMachine) {
   std::mt19937 random(1);
   const int64_t n = 37, k = 768, t = 9;
   const Case c(GetParam(), ComputeMode::kDefault, n, k, random);
-  std::vector<float> x(static_cast<size_t>(t * k)), y(static_cast<size_t>(t * n));
+  std::vector<float> x(static_cast<size_t>(t * k));
   for (float& v : x) v = static_cast<float>(static_cast<int32_t>(random()) >> 8) * 0x1p-22f;
+  for (int repeated = 0; repeated < 3; ++repeated) x.insert(x.end(), x.begin(), x.begin() + t * k);  // enough for tiles
   for (const Isa isa : usable_isas()) {
-    Context context = context_of(isa, 1);
-    product(c.packed, x.data(), k, y.data(), n, t, context);
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (const float v : y)
-      for (int shift = 0; shift < 32; shift += 8)
-        hash = (hash ^ (std::bit_cast<uint32_t>(v) >> shift & 255)) * 0x100000001b3u;
-    EXPECT_EQ(hash, kRecorded[static_cast<size_t>(GetParam())])
-        << fmt::format("{} {} {:#x}", format_of(GetParam()).name, name_of(isa), hash);
+    for (const int64_t rows : {t, 4 * t}) {
+      Context context = context_of(isa, 1);
+      std::vector<float> y(static_cast<size_t>(rows * n));
+      product(c.packed, x.data(), k, y.data(), n, rows, context);
+      for (int64_t first = 0; first < rows; first += t) {
+        uint64_t hash = 0xcbf29ce484222325u;
+        for (int64_t i = first * n; i < (first + t) * n; ++i)
+          for (int shift = 0; shift < 32; shift += 8)
+            hash = (hash ^ (std::bit_cast<uint32_t>(y[static_cast<size_t>(i)]) >> shift & 255)) * 0x100000001b3u;
+        EXPECT_EQ(hash, kRecorded[static_cast<size_t>(GetParam())])
+            << fmt::format("{} {} {:#x}, row {} of {}", format_of(GetParam()).name, name_of(isa), hash, first, rows);
+      }
+    }
   }
 }
 
