@@ -41,6 +41,9 @@ inline void gather(const float* scores, int64_t count, float lse, float attended
   const F32 d;
   const Vec offset = hn::Set(d, lse == kNegInf ? 0.0f : lse);
   alignas(64) float p[kPart];
+  // Sums were last touched a token ago: they come while the first weights are worked out.
+  if (to.sum)
+    for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(to.sum + c, 1);
   for (int64_t first = 0; first < count; first += kPart) {
     const int64_t part = std::min(kPart, count - first), whole = part / kLanes * kLanes, rest = part - whole;
     for (int64_t c = 0; c < whole; c += kLanes)
