@@ -17,10 +17,9 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // From here on blocks are whole mappings: growing moves pages, not bytes, and freeing returns them to the system.
 constexpr int64_t kMapped = 32 << 10;
-// From here on mappings begin and end at large pages, which the system is asked for: rows read here and there would
-// each wait for an address to be looked up.
-constexpr int64_t kLarge = 8 << 20;
-constexpr int64_t kLargePage = 2 << 20;
+// From here on mappings begin at large pages, which the system is asked for: rows read here and there would each wait
+// for an address to be looked up. What is beyond the last whole one lies on small pages.
+constexpr int64_t kLargePage = 2 << 20, kLarge = kLargePage;
 
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
@@ -31,7 +30,7 @@ int64_t round_up(int64_t n, int64_t to) {
 }
 
 size_t mapped_size(int64_t bytes) {
-  return static_cast<size_t>(round_up(bytes, bytes < kLarge ? sysconf(_SC_PAGESIZE) : kLargePage));
+  return static_cast<size_t>(round_up(bytes, sysconf(_SC_PAGESIZE)));
 }
 
 void* map(size_t size, int protection) {

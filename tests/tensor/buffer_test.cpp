@@ -1,10 +1,14 @@
 #include "attend/tensor/buffer.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <vector>
 
 #include "attend/tensor/error.h"
 #include "support/expect_error.h"
@@ -44,19 +48,38 @@ TEST(Buffer, KeepsItsBytesWhenItGrowsAndShrinks) {
   }
 }
 
-TEST(Buffer, LargeBlocksLieOnLargePages) {
-  Buffer buffer(9 * kMegabyte), other(9 * kMegabyte);
+TEST(Buffer, LargeBlocksBeginAtLargePages) {
+  Buffer buffer(kLargePage + 1), other(kLargePage + 1);
+  const int64_t page = sysconf(_SC_PAGESIZE);
   write(buffer, 0);
-  for (int64_t megabytes : {10, 11, 25, 90, 12, 8}) {
+  for (int64_t megabytes : {3, 10, 11, 25, 90, 12, 8, 2}) {
     const int64_t before = buffer.bytes();
-    buffer.resize(megabytes * kMegabyte);
+    buffer.resize(megabytes * kMegabyte + 100);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % kLargePage, 0u) << megabytes;
-    EXPECT_EQ(buffer.held() % kLargePage, 0) << megabytes;
-    EXPECT_LT(buffer.held() - buffer.bytes(), kLargePage);
+    EXPECT_LT(buffer.held() - buffer.bytes(), page);
     ASSERT_NO_FATAL_FAILURE(expect_kept(buffer, std::min(before, buffer.bytes())));
     write(buffer, std::min(before, buffer.bytes()));
   }
-  EXPECT_EQ(Buffer(8 * kMegabyte - 1).held(), 8 * kMegabyte - 1);
+  EXPECT_EQ(Buffer(kLargePage - 1).held(), kLargePage - 1);
+}
+
+int64_t resident(const Buffer& buffer) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  std::vector<unsigned char> pages(static_cast<size_t>((buffer.bytes() + page - 1) / page));
+  EXPECT_EQ(mincore(buffer.data(), static_cast<size_t>(buffer.bytes()), pages.data()), 0);
+  return page * std::count_if(pages.begin(), pages.end(), [](unsigned char x) { return (x & 1) != 0; });
+}
+
+// Blocks that are not written to hold nothing, and a large page is the most that a byte brings in.
+TEST(Buffer, HoldsWhatWasWritten) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  for (int64_t bytes : {kLargePage - page, kLargePage + page, 20 * kLargePage}) {
+    const Buffer buffer(bytes);
+    EXPECT_EQ(resident(buffer), 0) << bytes;
+    buffer.as<uint8_t>()[0] = 1;
+    EXPECT_GE(resident(buffer), page) << bytes;
+    EXPECT_LE(resident(buffer), bytes < kLargePage ? page : kLargePage) << bytes;
+  }
 }
 
 TEST(Buffer, WhatCannotBeHadChangesNothing) {

@@ -30,7 +30,7 @@ class Buffer {
     return reinterpret_cast<T*>(data_);
   }
   int64_t bytes() const { return bytes_; }
-  int64_t held() const;  // bytes that it takes from the system: whole large pages from 8 MB on
+  int64_t held() const;  // bytes that it takes from the system: whole pages where it is large
 
  private:
   std::byte* data_ = nullptr;
