@@ -27,29 +27,42 @@ void each_head(int threads, int64_t heads, const F& f) {
     if (error) std::rethrow_exception(error);
 }
 
+bool sees_all(const Operator& mechanism) {
+  const std::vector<KeyRange> needed = mechanism.needed_from(std::numeric_limits<int32_t>::max());
+  return needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
+}
+
 }  // namespace
 
 SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
                                  std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa)
     : graph_(graph) {
-  for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
-    const std::vector<KeyRange> needed = mechanisms[layer]->needed_from(std::numeric_limits<int32_t>::max());
-    const bool sees_all = needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
-    if (governs(static_cast<int>(layer)) &&
-        (!sees_all || mechanisms[layer]->turns() || !mechanisms[layer]->gives_weights()))
-      throw Error(ErrorKind::kUnsupported, "policy", selector.name, "",
-                  "goes with plain softmax alone: it renumbers the keys that it reads");
-  }
+  const auto refuse = [&](std::string_view rule) {
+    throw Error(ErrorKind::kUnsupported, "policy", selector.name, "", rule);
+  };
   const AttentionLayer& first = graph.layers.front();
   const auto made = registry.make<Selector>(selector);
+  for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
+    // To a softmax over all keys it makes no difference where they stand.
+    by_position_.push_back(!sees_all(*mechanisms[layer]) || !mechanisms[layer]->gives_weights());
+    if (governs(static_cast<int>(layer))) drops_keys |= !sees_all(*mechanisms[layer]);
+  }
   if (drops_keys && made->shares_slots())
-    throw Error(ErrorKind::kUnsupported, "policy", selector.name, "",
-                "reads in one layer the slots that another chose: layers must hold the same keys");
+    refuse("reads in one layer the slots that another chose: layers must hold the same keys");
   index_ = made->open({.layers = static_cast<int>(graph.layers.size()),
                        .kv_heads = first.kv_heads,
                        .group = first.heads / first.kv_heads,
                        .d = first.d,
                        .isa = isa});
+  for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
+    const int l = static_cast<int>(layer);
+    if (!governs(l)) continue;
+    if (mechanisms[layer]->turns())
+      refuse("ranks keys by their products with the query, which a mechanism that turns both has not made yet");
+    if (!mechanisms[layer]->gives_weights() &&
+        (index_->wants_weights(l) || index_->wants_queries(l) || made->gives_log_weights()))
+      refuse("goes by the weights of a softmax, which the policy's mechanism has not");
+  }
   views_.resize(static_cast<size_t>(first.kv_heads));
   chosen_.resize(views_.size());
   weights_.resize(static_cast<size_t>(first.heads));
@@ -105,10 +118,12 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
     if (governed) bytes_read_ += view.selection.index_bytes;
   }
   if (everything) return nullptr;
+  const bool by_position = by_position_[static_cast<size_t>(layer)];
   each_head(threads, static_cast<int64_t>(keys.size()),
-            [&](size_t h) { views_[h].keys.cut(keys[h], views_[h].selection, l.d, l.dv); });
+            [&](size_t h) { views_[h].keys.cut(keys[h], views_[h].selection, l.d, l.dv, by_position); });
   for (size_t h = 0; h < keys.size(); ++h) chosen_[h] = views_[h].keys.view();
-  position_ = static_cast<int32_t>(most - 1);
+  position_ = static_cast<int32_t>((by_position && keys[0].position.empty() ? keys[0].count() : most) - 1);
+  if (by_position && !keys[0].position.empty()) position_ = keys[0].position.back();
   arguments_.clear();
   arguments_.emplace("k", std::span<const KeyView>(chosen_));
   arguments_.emplace("q_positions", dense_view(&position_, DType::kI32, {1, 1}));

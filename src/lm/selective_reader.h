@@ -13,8 +13,7 @@ namespace attend {
 
 class SelectiveReader {
  public:
-  // `drops_keys`: the policy has a retention or a plan. Throws Error(kUnsupported) for what can't go together, and for
-  // mechanisms that go by positions or hide keys.
+  // `drops_keys`: the policy has a retention or a plan. Throws Error(kUnsupported) for what can't go together.
   SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
                   std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa);
 
@@ -62,6 +61,7 @@ class SelectiveReader {
 
   const Graph& graph_;
   std::unique_ptr<SelectorIndex> index_;
+  std::vector<char> by_position_;  // of layers: whether what a key gets there depends on positions
   int64_t bytes_read_ = 0;
   std::vector<View> views_;
   std::vector<KeyView> chosen_;

@@ -22,6 +22,7 @@ constexpr int64_t kSegment = 32768;  // keys whose tables are made together: slo
 
 class LshIndex : public SelectorIndex {
  public:
+  static constexpr bool kGivesLogWeights = true;
   LshIndex(const SelectorShape& shape, const LshOptions& options)
       : shape_(shape),
         o_(options),

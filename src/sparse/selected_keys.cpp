@@ -47,8 +47,9 @@ void SelectedKeys::copy(std::span<const Piece> pieces) {
 
 SelectedKeys::SelectedKeys() : isa_(active_isa(Context(1))) {}
 
-void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv) {
+void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions) {
   runs_.clear();
+  positions_.clear();
   int64_t slot = 0;
   auto run = keys.runs.begin();
   for (const KeyRange& range : selection.slots)
@@ -61,7 +62,11 @@ void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t 
       at += count;
     }
   if (slot < kShortRun * static_cast<int64_t>(runs_.size())) gather(slot, d, dv);
-  view_ = {.runs = runs_, .position = {}};
+  if (keep_positions)
+    for (const KeyRange& range : selection.slots)
+      for (int64_t at = range.begin; at < range.end; ++at)
+        positions_.push_back(keys.position.empty() ? static_cast<int32_t>(at) : keys.position[static_cast<size_t>(at)]);
+  view_ = {.runs = runs_, .position = positions_};
 }
 
 // Short runs come from memory at random: asked for well ahead, they arrive at its bandwidth instead of its latency.

@@ -20,6 +20,10 @@ struct SelectorOf : Selector {
     if constexpr (requires { Index::kSharesSlots; }) return Index::kSharesSlots;
     return false;
   }
+  bool gives_log_weights() const override {
+    if constexpr (requires { Index::kGivesLogWeights; }) return Index::kGivesLogWeights;
+    return false;
+  }
   int64_t pays_from() const override {
     if constexpr (requires(const Options& x) { Index::pays_from(x); }) return Index::pays_from(o);
     return 0;

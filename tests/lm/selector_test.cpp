@@ -1,6 +1,8 @@
 // Selectors in a model: against each paper's rule followed in plain loops over a forward in double precision, and what
 // every entry promises.
 #include <map>
+#include <random>
+#include <string_view>
 
 #include "lm/follow_rule.h"
 #include "lm/selective_reader.h"
@@ -138,6 +140,8 @@ TEST(Selector, HasTheSameBitsForAnyChunksThreadsAndStores) {
   const std::vector<int32_t> ids = some_ids(70);
   std::vector<std::string> policies = selectors(16);
   policies.push_back("quest:budget=16,page=4 + knorm:budget=30,stride=16");
+  policies.push_back("quest:budget=16,page=4 + knorm:budget=30,stride=16 + kerple");
+  policies.push_back("quest:budget=16,page=4 + softmax:window=30,sinks=3");
   policies.push_back("recycled:budget=10 + snapkv:budget=20");
   for (const std::string& policy : policies) {
     SCOPED_TRACE(policy);
@@ -211,12 +215,134 @@ TEST(SelectiveReader, TellsEachHeadOfItsOwnNewKeys) {
   EXPECT_EQ(Told::from, (std::map<int, int64_t>{{0, 0}, {1, 0}}));
 }
 
-TEST(Selector, RefusesWhatGoesByPosition) {
+// Slots that are told, whatever the query.
+struct Fixed : SelectorIndex {
+  inline static std::vector<KeyRange> slots;
+  void update(int, int, const KeyView&, int64_t) override {}
+  void select(int, int, const KeyView&, const float*, Selection& selection) override { selection.slots = slots; }
+  void clear() override {}
+  int64_t bytes() const override { return 0; }
+};
+struct Fixing : Selector {
+  std::unique_ptr<SelectorIndex> open(const SelectorShape&) const override { return std::make_unique<Fixed>(); }
+};
+
+// Chosen keys weigh what they weigh where they stand in the text, in stores with gaps or without.
+TEST(SelectiveReader, KeepsPositionsWhereTheMechanismGoesByThem) {
+  Entry entry{};
+  entry.kind = Kind::kSelector;
+  entry.name = "fixing";
+  entry.make = [](const Spec&) -> std::unique_ptr<Component> { return std::make_unique<Fixing>(); };
+  Registry own;
+  own.add(entry);
+  const auto model = load(SmallModel{});
+  const AttentionLayer& layer = model->graph().layers.front();
+  const int64_t n = 700, heads = layer.heads, kv_heads = layer.kv_heads, d = layer.d;
+  Fixed::slots = {{0, 3}, {40, 44}, {300, 301}, {690, n}};
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> k(static_cast<size_t>(kv_heads * n * d)), v(k.size()), q(static_cast<size_t>(heads * d));
+  for (auto* x : {&k, &v, &q})
+    for (float& y : *x) y = normal(random);
+  std::vector<int32_t> apart(static_cast<size_t>(n));
+  for (int64_t j = 0; j < n; ++j) apart[static_cast<size_t>(j)] = static_cast<int32_t>(3 * j + (j > 41 ? 50 : 0));
+  Context context(1);
+  for (const char* text :
+       {"kerple:causal=true", "kerple:causal=true,log=true", "softmax1:causal=true", "softmax:causal=true,window=500",
+        "softmax:causal=true,window=500,sinks=2,softcap=5", "softmax:causal=true"}) {
+    const auto mechanism = registry().make<Operator>(registry().complete(parse_spec(text)));
+    const std::vector<const Operator*> layers(model->graph().layers.size(), mechanism.get());
+    SelectiveReader reader(model->graph(), {"fixing", {}}, own, layers, false, Isa::kAvx2);
+    for (const bool gaps : {false, true}) {
+      SCOPED_TRACE(testing::Message() << text << (gaps ? " with gaps" : ""));
+      const std::span<const int32_t> stored = gaps ? std::span<const int32_t>(apart) : std::span<const int32_t>();
+      std::vector<KeyRun> runs(static_cast<size_t>(kv_heads));
+      std::vector<KeyView> keys;
+      // What is chosen, by hand: rows copied, each with its position.
+      std::vector<std::vector<float>> own_k(runs.size()), own_v(runs.size());
+      std::vector<int32_t> positions;
+      std::vector<KeyRun> own_runs(runs.size());
+      std::vector<KeyView> chosen;
+      for (size_t h = 0; h < runs.size(); ++h) {
+        const float *first_k = k.data() + static_cast<int64_t>(h) * n * d,
+                    *first_v = v.data() + static_cast<int64_t>(h) * n * d;
+        runs[h] = {.k = first_k, .v = first_v, .k_stride = d, .v_stride = d, .first_slot = 0, .count = n};
+        positions.clear();
+        for (const KeyRange& range : Fixed::slots)
+          for (int64_t j = range.begin; j < range.end; ++j) {
+            own_k[h].insert(own_k[h].end(), first_k + j * d, first_k + (j + 1) * d);
+            own_v[h].insert(own_v[h].end(), first_v + j * d, first_v + (j + 1) * d);
+            positions.push_back(gaps ? apart[static_cast<size_t>(j)] : static_cast<int32_t>(j));
+          }
+        own_runs[h] = runs[h];
+        own_runs[h].k = own_k[h].data(), own_runs[h].v = own_v[h].data();
+        own_runs[h].count = static_cast<int64_t>(positions.size());
+      }
+      for (size_t h = 0; h < runs.size(); ++h) {
+        keys.push_back({{&runs[h], 1}, stored});
+        chosen.push_back({{&own_runs[h], 1}, positions});
+      }
+      auto run = [&](std::span<const KeyView> of, View q_position) {
+        std::vector<float> out(static_cast<size_t>(heads * d));
+        mechanism->forward(
+            {{"q", dense_view(q.data(), DType::kF32, {1, heads, 1, d})}, {"k", of}, {"q_positions", q_position}},
+            {{"out", dense_view(out.data(), DType::kF32, {1, heads, 1, d})}}, Form::kAny, context);
+        return out;
+      };
+      int32_t last = positions.back();
+      const std::vector<float> want = run(chosen, dense_view(&last, DType::kI32, {1, 1}));
+      reader.appended(0, keys, n, 1);
+      const Tensors* arguments = reader.read(0, keys, q.data(), 1);
+      ASSERT_NE(arguments, nullptr);
+      const std::vector<float> got =
+          run(std::get<std::span<const KeyView>>(arguments->at("k")), std::get<View>(arguments->at("q_positions")));
+      if (std::string_view(text) == "softmax:causal=true") {  // the same weights, added up without gaps
+        for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-5f);
+        EXPECT_TRUE(std::get<std::span<const KeyView>>(arguments->at("k"))[0].position.empty());
+      } else {
+        EXPECT_EQ(got, want);
+      }
+    }
+  }
+}
+
+// A window that sees the whole text changes nothing but the order of sums.
+TEST(Selector, ReadsWhatMechanismsByPositionWouldOfItsKeys) {
   const auto model = load(deep());
-  for (const char* mechanism : {"softmax:window=9", "dca", "rope"})
-    expect_error(ErrorKind::kUnsupported, "plain softmax", [&] { open(model, fmt::format("quest + {}", mechanism)); });
+  const std::vector<int32_t> ids = some_ids(60);
+  Context context(2);
+  for (const std::string& policy : selectors(16)) {
+    SCOPED_TRACE(policy);
+    if (policy.starts_with("tidal")) continue;  // refused: a window drops keys
+    Session session = open(model, policy), windowed = open(model, policy + " + softmax:window=100000");
+    const std::vector<float> want = prompt_then_decode(session, ids, 16, context),
+                             got = prompt_then_decode(windowed, ids, 16, context);
+    float largest = 0, worst = 0;
+    for (size_t i = 0; i < want.size(); ++i)
+      largest = std::max(largest, std::fabs(want[i])), worst = std::max(worst, std::fabs(got[i] - want[i]));
+    EXPECT_LE(worst, 1e-4f * largest);
+  }
+  for (const char* mechanism : {"kerple", "softmax:window=30,sinks=4"}) {
+    Session exact = open(model, mechanism), whole = open(model, fmt::format("quest:budget=60 + {}", mechanism)),
+            part = open(model, fmt::format("quest:budget=16,page=4 + {}", mechanism));
+    const std::vector<float> want = prompt_then_decode(exact, ids, 16, context);
+    EXPECT_EQ(prompt_then_decode(whole, ids, 16, context), want) << mechanism;
+    EXPECT_NE(prompt_then_decode(part, ids, 16, context), want) << mechanism;
+  }
+}
+
+TEST(Selector, RefusesWhatCannotGoTogether) {
+  const auto model = load(deep());
+  for (const char* mechanism : {"dca", "rope"})
+    expect_error(ErrorKind::kUnsupported, "turns both", [&] { open(model, fmt::format("quest + {}", mechanism)); });
+  for (const char* selector : {"recycled", "tidal", "ltri", "graph", "infllm", "magicpig"})
+    expect_error(ErrorKind::kUnsupported, "weights of a softmax",
+                 [&] { open(model, fmt::format("{} + kerple", selector)); });
   expect_error(ErrorKind::kUnsupported, "stride=0", [&] { open(model, "quest + h2o"); });
   expect_error(ErrorKind::kUnsupported, "the same keys", [&] { open(model, "tidal + snapkv"); });
+  expect_error(ErrorKind::kUnsupported, "the same keys", [&] { open(model, "tidal + softmax:window=9"); });
 }
 
 }  // namespace

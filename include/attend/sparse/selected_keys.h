@@ -1,6 +1,6 @@
 #pragma once
 // The chosen keys of one kv head as a view that kernels take: the stored runs cut to the chosen slots, or, where these
-// lie far apart, copies of them side by side. Slots are numbered anew from 0.
+// lie far apart, copies of them side by side. Slots are numbered anew from 0; so are positions, unless they are kept.
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -16,8 +16,9 @@ class SelectedKeys {
  public:
   SelectedKeys();
 
-  // Throws Error(kMemory). `keys` must outlive the view.
-  void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv);
+  // Throws Error(kMemory). `keys` must outlive the view. `keep_positions`: chosen keys keep those that they have, which
+  // takes kernels longer than keys without gaps.
+  void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions = false);
 
   // Valid until the next cut().
   const KeyView& view() const { return view_; }
@@ -34,6 +35,7 @@ class SelectedKeys {
   void gather(int64_t count, int64_t d, int64_t dv);
 
   std::vector<KeyRun> runs_;
+  std::vector<int32_t> positions_;
   std::vector<Piece> pieces_;  // to gather
   Buffer rows_;
   Isa isa_;  // that coded rows are read with: they read the same with any

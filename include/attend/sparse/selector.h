@@ -95,6 +95,9 @@ struct Selector : Component {
   // with heads of 64 or more (`attend bench sparse` holds it against that); 0: none is known.
   virtual int64_t pays_from() const { return 0; }
 
+  // Whether Selection::log_weights are given: they are those of a softmax.
+  virtual bool gives_log_weights() const { return false; }
+
   // Whether slots chosen in one layer are read in others, so that all must hold the same keys.
   virtual bool shares_slots() const { return false; }
 };
