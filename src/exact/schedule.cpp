@@ -146,15 +146,20 @@ class Scheduler {
       return Given{given_max + row, given_inverse + row};
     };
     std::vector<int64_t> prepared(workspaces_.size(), -1);
+    // A thread takes neighbouring splits where there are many: what it asks for ahead is then its own.
+    const int64_t count = static_cast<int64_t>(tasks.size());
+    const int64_t unit = std::max<int64_t>(1, count / (16 * context_.threads));
     auto pass_over = [&](Pass pass) {
-      parallel_for(context_.threads, static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
-        if (context_.stop.stop_requested()) return;
+      parallel_for(context_.threads, (count + unit - 1) / unit, [&](int64_t u, int worker) {
         Workspace& w = workspaces_[static_cast<size_t>(worker)];
-        const Task& task = tasks[static_cast<size_t>(i)];
-        const Block& block = blocks_[static_cast<size_t>(task.block)];
-        if (prepared[static_cast<size_t>(worker)] != task.block) jobs_.prepare(block, w);
-        prepared[static_cast<size_t>(worker)] = task.block;
-        attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
+        for (int64_t i = u * unit; i < std::min(count, (u + 1) * unit); ++i) {
+          if (context_.stop.stop_requested()) return;
+          const Task& task = tasks[static_cast<size_t>(i)];
+          const Block& block = blocks_[static_cast<size_t>(task.block)];
+          if (prepared[static_cast<size_t>(worker)] != task.block) jobs_.prepare(block, w);
+          prepared[static_cast<size_t>(worker)] = task.block;
+          attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
+        }
       });
       parallel_for(context_.threads, static_cast<int64_t>(blocks_.size()), [&](int64_t i, int worker) {
         if (context_.stop.stop_requested()) return;
