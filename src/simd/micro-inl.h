@@ -54,8 +54,9 @@ HWY_INLINE Vec load_f32(const BF16* p) {
   return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, &p->bits))));
 }
 
-// Rows are too short for hardware prefetchers to see a stream: this many bytes further on are asked for in time.
-inline constexpr int64_t kAheadBytes = 8192;
+// Rows are too short for hardware prefetchers to see a stream: this many bytes further on are asked for in time, and
+// more where a row of plain numbers is read once, so that memory is what one waits for.
+inline constexpr int64_t kAheadBytes = 8192, kPlainAheadBytes = 12288;
 
 template <class T>
 HWY_INLINE void prefetch(const T* p) {
@@ -73,7 +74,7 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const 
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-  const int64_t ahead = kAheadBytes / static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = kPlainAheadBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t j = 0; j < count; ++j) {
     if constexpr (kAhead)
 #pragma GCC unroll 8

@@ -9,93 +9,6 @@
 namespace attend {
 namespace HWY_NAMESPACE {
 
-using split_layout::kBlockRows;
-using split_layout::kGroupRows;
-
-// Keys and values of a job, by its columns.
-class JobKeys {
- public:
-  explicit JobKeys(const SplitJob& job) : job_(job) {}
-
-  // Calls f(row 0, stride, first column, count) for the runs of keys under columns [begin, end): a pointer, or
-  // CodedRows.
-  template <class F>
-  void each_key_run(int begin, int end, F f) const {
-    each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      if (run.k_type == DType::kQ4_C) {
-        f(ChannelRows<DType::kQ4_C>(run.keys(), row, job_.d), run.k_stride, col, count);
-      } else if (run.k_type == DType::kQ2_C) {
-        f(ChannelRows<DType::kQ2_C>(run.keys(), row, job_.d), run.k_stride, col, count);
-      } else {
-        typed(run.k_type, run.k, job_.d, [&](const auto k) { f(k + row * run.k_stride, run.k_stride, col, count); });
-      }
-    });
-  }
-  template <class F>
-  void each_value_run(int begin, int end, F f) const {
-    // Runs that only the groups of their keys set apart are one to values.
-    RowRun rows;
-    int first = 0, so_far = 0;
-    auto flush = [&] {
-      if (so_far > 0)
-        typed_values(rows.type, rows.data, job_.dv, [&](const auto v) { f(v, rows.stride, first, so_far); });
-    };
-    each_run(begin, end, [&](const KeyRun& run, int64_t row, int col, int count) {
-      const RowRun next = run.values().from(row);
-      if (so_far > 0 && next.type == rows.type && next.stride == rows.stride && next.data == rows.row(so_far)) {
-        so_far += count;
-        return;
-      }
-      flush();
-      rows = next, first = col, so_far = count;
-    });
-    flush();
-  }
-
-  // Whether all values are f32.
-  bool plain_values() const {
-    return std::all_of(job_.runs.begin(), job_.runs.end(), [](const KeyRun& run) { return run.v_type == DType::kF32; });
-  }
-  // Whether some are integers times a scale.
-  bool coded_values() const {
-    return std::any_of(job_.runs.begin(), job_.runs.end(), [](const KeyRun& run) {
-      return run.v_type != DType::kF32 && run.v_type != DType::kF16 && run.v_type != DType::kBF16;
-    });
-  }
-
-  // Calls f(run, its first row, first column, count) for the runs under columns [begin, end).
-  template <class F>
-  void each_run(int begin, int end, F f) const {
-    for (const KeyRun& run : job_.runs) {
-      if (run.first_slot >= job_.first_slot + end) break;
-      const int64_t from = std::max<int64_t>(run.first_slot, job_.first_slot + begin);
-      const int64_t to = std::min<int64_t>(run.first_slot + run.count, job_.first_slot + end);
-      if (from >= to) continue;
-      f(run, from - run.first_slot, static_cast<int>(from - job_.first_slot), static_cast<int>(to - from));
-    }
-  }
-  // f(rows) for the type of values.
-  template <class F>
-  static void typed_values(DType type, const void* base, int64_t width, F f) {
-    if (type == DType::kQ4_1) return f(CodedRows<DType::kQ4_1>{static_cast<const uint8_t*>(base), width});
-    if (type == DType::kQ2_1) return f(CodedRows<DType::kQ2_1>{static_cast<const uint8_t*>(base), width});
-    typed(type, base, width, f);
-  }
-
- private:
-  template <class F>
-  static void typed(DType type, const void* base, int64_t width, F f) {
-    if (type == DType::kF32) return f(static_cast<const float*>(base));
-    if (type == DType::kF16) return f(static_cast<const F16*>(base));
-    if (type == DType::kBF16) return f(static_cast<const BF16*>(base));
-    const auto* bytes = static_cast<const uint8_t*>(base);
-    if (type == DType::kQ8_0) return f(CodedRows<DType::kQ8_0>{bytes, width});
-    f(CodedRows<DType::kQ4_0>{bytes, width});
-  }
-
-  const SplitJob& job_;
-};
-
 // Hidden keys have this weight where something could make others 0; see RowWeights.
 HWY_INLINE bool marked_hidden(float weight) {
   return std::bit_cast<uint32_t>(weight) == 0x80000000u;
@@ -176,8 +89,10 @@ class F32Keys {
  public:
   F32Keys(const SplitJob& job, int rows)
       : job_(job),
+        rows_(rows),
         keys_(job),
         panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
+        in_place_(job, keys_),
         queries_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).operands)) {
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
     const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
@@ -192,12 +107,15 @@ class F32Keys {
       round_to_bf16(queries_, static_cast<int64_t>(count) * job_.d);
       q_ = queries_;
     }
+    if (!kRound && in_place_.takes(rows_)) in_place_.take_block(count, q_, queries_, strip_);
   }
 
   int panel_cols() const { return panel_cols_; }
 
   void take_panel(int panel) {
     first_col_ = panel * panel_cols_;
+    is_in_place_ = !kRound && in_place_.takes(rows_) && in_place_.covers(first_col_, first_col_ + panel_cols_);
+    if (is_in_place_) return;
     if (!panels_.take(panel, job_.d * panel_cols_)) return;
     const int begin = first_col_, end = begin + panel_cols_;
     // Columns are read in groups of 16.
@@ -210,8 +128,9 @@ class F32Keys {
     if constexpr (kRound) round_to_bf16(panels_.at(), job_.d * panel_cols_);
   }
 
-  void scores(int row, int rows, int begin, int end) const {
+  void scores(int row, int rows, int begin, int end) {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    if (is_in_place_) return in_place_.scores(rows, first_col_ + begin, first_col_ + end);
     const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
@@ -226,11 +145,14 @@ class F32Keys {
 
  private:
   const SplitJob& job_;
+  int rows_;
   JobKeys keys_;
   Panels<float> panels_;
+  KeysInPlace in_place_;
   float *queries_, *strip_ = nullptr;
   const float* q_ = nullptr;
   int panel_cols_, first_col_ = 0;
+  bool is_in_place_ = false;  // the panel taken
 };
 
 template <bool kRound>
@@ -242,6 +164,7 @@ class F32Values {
         values_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).values)),
         padded_(padded_dv(job.dv)) {
     const bool narrow = job.dv % 16 != 0;
+    few_rows_ = rows <= kGroupRows;
     pack_values_ = kRound || narrow ||
                    (rows >= (keys_.coded_values() ? kPackCodedRows : kPackHalvesRows) && !keys_.plain_values());
   }
@@ -303,8 +226,19 @@ class F32Values {
     }
   }
 
+  // Keys whose values a few rows read whole, not some columns of all of them first: memory is read in one stream then.
+  static constexpr int kStreamedKeys = 64;
+
   template <bool kAhead, class Rows>
   void add_columns(int row, int rows, const float* p, Rows v, int64_t v_stride, int count) const {
+    if (kAhead && few_rows_)
+      for (; count > kStreamedKeys; count -= kStreamedKeys, p += kStreamedKeys, v = v + kStreamedKeys * v_stride)
+        add_all_columns<kAhead>(row, rows, p, v, v_stride, kStreamedKeys);
+    add_all_columns<kAhead>(row, rows, p, v, v_stride, count);
+  }
+
+  template <bool kAhead, class Rows>
+  void add_all_columns(int row, int rows, const float* p, Rows v, int64_t v_stride, int count) const {
     int64_t c = 0;
     for (; c + kVecs * kLanes <= padded_; c += kVecs * kLanes)
       add_rows<kVecs, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c);
@@ -324,7 +258,7 @@ class F32Values {
   const SplitJob& job_;
   JobKeys keys_;
   float *values_, *strip_ = nullptr, *acc_ = nullptr;
-  bool pack_values_;
+  bool pack_values_, few_rows_;
   int64_t padded_;
   uint32_t packed_values_ = 0;
 };

@@ -46,6 +46,26 @@ HWY_INLINE Vec scale_at(const uint8_t* p) {
   return hn::PromoteTo(F32(), hn::BitCast(halves, hn::Set(bits, scale)));
 }
 
+// kCount of them, from p on, each in every lane.
+template <int kCount>
+HWY_INLINE void scales_at(const uint8_t* p, Vec* HWY_RESTRICT out) {
+#if ATTEND_AVX512
+  if constexpr (kCount > 1) {
+    static_assert(kCount == 2 || kCount == 4);
+    // Converted at once: one conversion costs as much as a product.
+    uint64_t halves = 0;
+    std::memcpy(&halves, p, 2 * kCount);
+    const __m512 all = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(halves))));
+    out[0] = Vec{_mm512_broadcastss_ps(_mm512_castps512_ps128(all))};
+#pragma GCC unroll 4
+    for (int i = 1; i < kCount; ++i) out[i] = Vec{_mm512_permutexvar_ps(_mm512_set1_epi32(i), all)};
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) out[i] = scale_at(p + 2 * i);
+}
+
 // A byte a lane.
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<F32>> load_bytes(const uint8_t* p) {
   return hn::PromoteTo(hn::RebindToUnsigned<F32>(), hn::LoadU(hn::Rebind<uint8_t, F32>(), p));
@@ -101,19 +121,20 @@ class CodedColumns {
 
   HWY_INLINE void load(const uint8_t* row, Vec* HWY_RESTRICT out) const {
     const uint8_t* integers = row + integers_;
+    Vec scale[kGroups], offset[kGroups];
+    scales_at<kGroups>(row + scales_, scale);
+    if constexpr (has_offset<kType>()) scales_at<kGroups>(row + offsets_, offset);
 #pragma GCC unroll 8
-    for (int first = 0; first < kCols; first += kGroup) {
-      const int64_t block = first * kLanes / 32 * 2;
-      const Vec scale = scale_at(row + scales_ + block);
-      const Vec offset = has_offset<kType>() ? scale_at(row + offsets_ + block) : hn::Zero(F32());
-      load_group(integers + integer_bytes<kType>(first * kLanes), scale, offset, out + first);
-    }
+    for (int g = 0; g < kGroups; ++g)
+      load_group(integers + integer_bytes<kType>(g * kGroup * kLanes), scale[g],
+                 has_offset<kType>() ? offset[g] : hn::Zero(F32()), out + g * kGroup);
   }
 
  private:
   static constexpr bool kBlocks = kCols * kLanes >= 32;
   static_assert(kBlocks ? kCols * kLanes % 32 == 0 : kCols * kLanes <= 16);
   static constexpr int kGroup = kBlocks ? static_cast<int>(32 / kLanes) : kCols;  // vectors that share a scale
+  static constexpr int kGroups = kCols / kGroup;
 
   HWY_INLINE void load_group(const uint8_t* p, Vec scale, Vec offset, Vec* HWY_RESTRICT out) const {
     const F32 d;

@@ -13,6 +13,10 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/weights-inl.h"
 // What follows needs what precedes.
 #include "simd/channels-inl.h"
+#include "simd/job_keys-inl.h"
+// What follows needs what precedes.
+#include "simd/few_rows-inl.h"
+// What follows needs what precedes.
 #include "simd/products_f32-inl.h"
 #include "simd/quantiser-inl.h"
 #include "simd/smoothing-inl.h"
