@@ -62,7 +62,7 @@ class RowWeights {
     run(hook, row, p, rounded(all), [](auto x) { return negative_zero(x); });
   }
 
-  static hn::MFromD<F32> negative_zero(Vec p) {
+  static hn::Mask<F32> negative_zero(Vec p) {
     const hn::RebindToUnsigned<F32> du;
     return hn::RebindMask(F32(), hn::Eq(hn::BitCast(du, p), hn::Set(du, 0x80000000u)));
   }
