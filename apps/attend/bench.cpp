@@ -60,8 +60,8 @@ Json row_json(const BenchRow& row, const BenchResult& r, std::string_view isa, i
 
 std::vector<BenchRow> rows_of(const std::string& filter) {
   std::vector<BenchRow> rows;
-  for (std::vector<BenchRow>& list :
-       std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(), store_rows(), selector_rows()})
+  for (std::vector<BenchRow>& list : std::array{attention_rows(), variant_rows(), grid_rows(), product_rows(),
+                                                store_rows(), selector_rows(), retention_rows()})
     for (BenchRow& row : list)
       if (row.name.find(filter) != std::string::npos) rows.push_back(std::move(row));
   if (rows.empty())

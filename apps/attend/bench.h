@@ -59,6 +59,7 @@ std::vector<BenchRow> product_rows();
 std::vector<BenchRow> grid_rows();
 std::vector<BenchRow> store_rows();
 std::vector<BenchRow> selector_rows();
+std::vector<BenchRow> retention_rows();
 
 // Prints what stores hold while texts come and go.
 int bench_memory(bool json);

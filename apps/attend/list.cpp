@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "attend/report/table.h"
+#include "attend/kv/retention.h"
 #include "attend/sparse/selector.h"
 #include "attend/tensor/cascade.h"
 #include "attend/tensor/registry.h"
@@ -77,10 +78,11 @@ Json ports_json(std::span<const Port> ports) {
   return rows;
 }
 
-// Keys from which a selector of default options pays; 0 where that is not known.
+// Keys from which a selector or a retention of default options pays; 0 where that is not known.
 int64_t pays_from(const Entry& entry) {
-  if (entry.kind != Kind::kSelector) return 0;
-  return registry().make<Selector>(parse_spec(std::string(entry.name)))->pays_from();
+  const Spec spec = parse_spec(std::string(entry.name));
+  if (entry.kind == Kind::kSelector) return registry().make<Selector>(spec)->pays_from();
+  return entry.kind == Kind::kRetention ? registry().make<Retention>(spec)->pays_from() : 0;
 }
 
 Json entry_json(const Entry& entry) {
@@ -161,9 +163,9 @@ void print_entry(const Entry& entry) {
   field("patterns", fmt::format("{}", fmt::join(entry.traits.patterns, ", ")));
   if (const int64_t keys = pays_from(entry); keys > 0) {
     field("pays from", fmt::format("{} keys a head, under default options: no decoded token costs more than with exact "
-                                   "attention over all of them (attend bench sparse/{}-pays)",
-                                   keys, entry.name));
-  } else if (entry.kind == Kind::kSelector) {
+                                   "attention over all of them (attend bench {}/{}-pays)",
+                                   keys, entry.room, entry.name));
+  } else if (entry.kind == Kind::kSelector || entry.kind == Kind::kRetention) {
     field("pays from", "no number of keys that is known, under default options");
   }
   field("gradients", fmt::format("{}", fmt::join(entry.traits.gradients, ", ")));

@@ -41,6 +41,11 @@ inline RankingOptions ranking_options(const Spec& spec) {
           .recent = spec.integer("recent")};
 }
 
+// Of what a head holds at most, so many times: keys from which the retentions that were measured pay.
+inline int64_t paying_keys(const RankingOptions& options) {
+  return 4 * (options.budget + options.stride);
+}
+
 // Means over the query heads that read a kv head, of the sums that each key got.
 inline void mean_over_group(const Held& held, std::span<float> scores) {
   const std::span<const std::vector<float>> group = held.own(held.weights);

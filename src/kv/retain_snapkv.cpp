@@ -31,6 +31,7 @@ void pool(std::span<float> scores, int64_t kernel, bool mean) {
 struct SnapKv : Ranking {
   SnapKv(const RankingOptions& ranking, const SnapOptions& snap) : Ranking(ranking), snap_(snap) {}
   int64_t observes() const override { return snap_.observe; }
+  int64_t pays_from() const override { return kv::paying_keys(options()); }
   void score(const Held& held, std::span<float> scores) const override {
     kv::mean_over_group(held, scores);
     // The window's own keys stay whatever they got, and do not vote for their neighbours.

@@ -8,12 +8,14 @@ namespace {
 // Heavy hitters: everything that a key ever got.
 struct H2o : Ranking {
   using Ranking::Ranking;
+  int64_t pays_from() const override { return kv::paying_keys(options()); }
   int64_t observes() const override { return kEveryQuery; }
   void score(const Held& held, std::span<float> scores) const override { kv::mean_over_group(held, scores); }
 };
 
 struct Tova : Ranking {
   using Ranking::Ranking;
+  int64_t pays_from() const override { return kv::paying_keys(options()); }
   int64_t observes() const override { return 1; }
   void score(const Held& held, std::span<float> scores) const override {
     std::fill(scores.begin(), scores.end(), 0.0f);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "attend/tensor/registry.h"
+
 namespace attend {
 namespace {
 
@@ -30,6 +32,22 @@ TEST(Retention, DropsWhatNobodySees) {
   EXPECT_EQ(slots, (std::vector<int64_t>{0, 11, 12, 13, 14}));
   EXPECT_EQ(slots_in(plain, {4, kNoEnd}), (KeyRange{4, 15}));
   EXPECT_EQ(slots_in(plain, {40, kNoEnd}), (KeyRange{15, 15}));
+}
+
+// Beyond all that a head ever holds.
+TEST(Retention, PaysBeyondWhatItHoldsOrIsNotSaidTo) {
+  int said = 0;
+  for (const Entry* entry : registry().entries()) {
+    if (entry->kind != Kind::kRetention) continue;
+    const Spec spec = registry().complete(parse_spec(std::string(entry->name)));
+    const auto retention = registry().make<Retention>(spec);
+    EXPECT_GE(retention->pays_from(), 0) << entry->name;
+    if (retention->pays_from() == 0) continue;
+    ++said;
+    EXPECT_GT(retention->pays_from(), spec.integer("budget") + retention->stride()) << entry->name;
+  }
+  EXPECT_GE(said, 3);
+  EXPECT_EQ(registry().make<Retention>(registry().complete(parse_spec("h2o:budget=100,stride=28")))->pays_from(), 512);
 }
 
 }  // namespace

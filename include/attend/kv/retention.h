@@ -84,6 +84,11 @@ struct Retention : Component {
     (void)held, (void)kept, (void)values;
   }
 
+  // Keys a head from which a decoded token costs no more under it than with exact attention over all of them, weighing
+  // and dropping included, with heads of 64 or more (`attend bench kv/NAME-pays` holds it against that); 0: none is
+  // known.
+  virtual int64_t pays_from() const { return 0; }
+
   // True if only keys that no later query can see are dropped: then it may act at any time without changing a result.
   virtual bool lossless() const { return false; }
 };
