@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "attend/tensor/error.h"
-#include "exact/problem.h"
 
 namespace attend::exact {
 namespace {
@@ -20,7 +19,7 @@ View part(View v, int axis, int64_t first, int64_t count) {
 }  // namespace
 
 void check_parameter_gradients(std::string_view op, const BackwardCall& call, const AttnGrad& grad_in,
-                               std::initializer_list<ParameterGradient> parameters) {
+                               std::span<const ParameterGradient> parameters) {
   std::vector<std::pair<std::string_view, const View*>> others = {{"q", &call.in.q},
                                                                   {"k", &call.in.k},
                                                                   {"v", &call.in.v},
@@ -48,6 +47,16 @@ void check_parameter_gradients(std::string_view op, const BackwardCall& call, co
     for (const auto& [other, view] : others) require_apart(op, name, p.gradient, other, *view);
     others.emplace_back("another gradient", &p.gradient);
   }
+}
+
+void check_row_gradients(std::string_view op, const Problem& p, const Qkv& in, const AttnOutGrad& grad_out,
+                         const AttnGrad& grad_in, std::initializer_list<ParameterGradient> parameters) {
+  if (!grad_out.out.data && !grad_out.lse.data)
+    throw Error(ErrorKind::kArgument, op, "gradient of out", "null", "must be given");
+  check_outputs(p.batch, p.heads, p.queries, p.dv, {grad_out.out, grad_out.lse}, op);
+  std::vector<ParameterGradient> all = {{"q", grad_in.q, in.q}, {"k", grad_in.k, in.k}, {"v", grad_in.v, in.v}};
+  all.insert(all.end(), parameters);
+  check_parameter_gradients(op, {in, p.options, {}, grad_out, p.variant}, {}, all);
 }
 
 std::vector<int32_t> positions_of(const BackwardCall& call, int64_t b) {

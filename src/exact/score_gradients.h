@@ -3,11 +3,13 @@
 // is run once more over some rows, with a bias of zeros whose gradient they are.
 #include <algorithm>
 #include <initializer_list>
+#include <span>
 #include <string_view>
 #include <vector>
 
 #include "attend/exact/softmax.h"
 #include "attend/tensor/parallel.h"
+#include "exact/problem.h"
 
 namespace attend::exact {
 
@@ -26,7 +28,16 @@ struct ParameterGradient {
 // A gradient has the shape of its parameter, which must be given, and lies apart from all else. Throws
 // Error(kArgument).
 void check_parameter_gradients(std::string_view op, const BackwardCall& call, const AttnGrad& grad_in,
-                               std::initializer_list<ParameterGradient> parameters);
+                               std::span<const ParameterGradient> parameters);
+inline void check_parameter_gradients(std::string_view op, const BackwardCall& call, const AttnGrad& grad_in,
+                                      std::initializer_list<ParameterGradient> parameters) {
+  check_parameter_gradients(op, call, grad_in, std::span(parameters.begin(), parameters.size()));
+}
+
+// What the backward pass by rows (exact/row_backward.h) takes: the gradient of out, or of lse where the mechanism has
+// one, and gradients as above. Throws Error(kArgument).
+void check_row_gradients(std::string_view op, const Problem& p, const Qkv& in, const AttnOutGrad& grad_out,
+                         const AttnGrad& grad_in, std::initializer_list<ParameterGradient> parameters);
 
 // Positions of the queries of batch entry b.
 std::vector<int32_t> positions_of(const BackwardCall& call, int64_t b);
