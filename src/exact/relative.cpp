@@ -11,6 +11,7 @@
 #include "attend/tensor/error.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
+#include "exact/relative_check.h"
 #include "exact/tasks.h"
 
 namespace attend {
@@ -282,26 +283,31 @@ class Relative {
 
 }  // namespace
 
-void relative_attention(const Qkv& in, const RelativeTables& tables, const RelativeOptions& options, const AttnOut& out,
-                        Context& context) {
-  exact::require_arrays(kOp, in);
+exact::Problem exact::check_relative(const Qkv& in, const RelativeTables& tables, const RelativeOptions& options,
+                                     const AttnOut& out) {
+  require_arrays(kOp, in);
   for (const auto& [name, view] :
        {std::pair{"bias", &in.bias}, {"sink_logits", &in.sink_logits}, {"documents", &in.documents}})
-    exact::require_absent(kOp, name, *view);
-  const exact::Problem problem = exact::check(in, {.causal = options.causal, .scale = options.scale}, kOp);
-  exact::check_outputs(problem, in, out, kOp);
+    require_absent(kOp, name, *view);
+  const Problem problem = check(in, {.causal = options.causal, .scale = options.scale}, kOp);
   if (options.past && !options.causal) throw Error(ErrorKind::kArgument, kOp, "past", "true", "needs causal");
   const int64_t rows = tables.keys.rank == 3 ? tables.keys.shape[1] : 0;
-  exact::check_parameter(kOp, {"relative_keys", tables.keys, {problem.heads, rows, problem.d}, "[Hq, P, D]", true, 0},
-                         out);
-  exact::check_parameter(
-      kOp, {"relative_values", tables.values, {problem.heads, rows, problem.dv}, "[Hq, P, Dv]", false, 0}, out);
-  exact::check_parameter(kOp, {"content_bias", tables.content, {problem.heads, problem.d}, "[Hq, D]"}, out);
-  exact::check_parameter(kOp, {"position_bias", tables.position, {problem.heads, problem.d}, "[Hq, D]"}, out);
-  exact::check_parameter(kOp, {"distance_bias", tables.bias, {problem.heads, rows}, "[Hq, P]", false, 0}, out);
+  check_parameter(kOp, {"relative_keys", tables.keys, {problem.heads, rows, problem.d}, "[Hq, P, D]", true, 0}, out);
+  check_parameter(kOp, {"relative_values", tables.values, {problem.heads, rows, problem.dv}, "[Hq, P, Dv]", false, 0},
+                  out);
+  check_parameter(kOp, {"content_bias", tables.content, {problem.heads, problem.d}, "[Hq, D]"}, out);
+  check_parameter(kOp, {"position_bias", tables.position, {problem.heads, problem.d}, "[Hq, D]"}, out);
+  check_parameter(kOp, {"distance_bias", tables.bias, {problem.heads, rows}, "[Hq, P]", false, 0}, out);
   if (rows < 1 || (!options.past && rows % 2 == 0))
     throw Error(ErrorKind::kArgument, kOp, "relative_keys", to_string(tables.keys),
                 options.past ? "must have a row or more" : "must have an odd number of rows");
+  return problem;
+}
+
+void relative_attention(const Qkv& in, const RelativeTables& tables, const RelativeOptions& options, const AttnOut& out,
+                        Context& context) {
+  const exact::Problem problem = exact::check_relative(in, tables, options, out);
+  exact::check_outputs(problem, in, out, kOp);
   Relative(in, tables, options, out, problem, context).run(context);
 }
 

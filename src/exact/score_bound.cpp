@@ -43,6 +43,19 @@ double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, d
          1e-37;
 }
 
+double row_slope_error(const bound::SoftmaxGradientNorms& n) {
+  return bound::softmax_slope_error(n) + bound::gamma(n.forward.keys / 16 + 32) * bound::softmax_slope(n);
+}
+
+double rows_gradient(const bound::SoftmaxGradientNorms& n, double rows, double factor, int64_t chain) {
+  return rows * factor * (row_slope_error(n) + bound::gamma(chain + 8) * bound::softmax_slope(n)) + 1e-37;
+}
+
+double rows_weights(const bound::SoftmaxGradientNorms& n, double rows, double factor, int64_t chain) {
+  const double weight = 2 * bound::softmax_weight(n.forward) + bound::gamma(n.forward.keys / 16 + 32);
+  return rows * factor * (weight + bound::gamma(chain + 8)) + 1e-37;
+}
+
 double rotary_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double magnitude, std::string_view output) {
   if (output == "grad v") return softmax_bound(norms, in, output);
   bound::SoftmaxGradientNorms n = gradient_norms(norms, in);

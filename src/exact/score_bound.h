@@ -28,6 +28,16 @@ bound::SoftmaxNorms with_scores(bound::SoftmaxNorms norms, double added, double 
 // says.
 double parameter_gradient(const bound::SoftmaxNorms& norms, const Tensors& in, double slope, double error);
 
+// What a backward pass by rows (exact/row_backward.h) errs by in the gradient of a score, divided by its weight: sums
+// over all keys of a row in 16 lanes come to what softmax_slope_error says.
+double row_slope_error(const bound::SoftmaxGradientNorms& n);
+
+// Of a sum over `rows` rows of their scores' gradients times numbers up to `factor`, in chains of `chain` roundings.
+double rows_gradient(const bound::SoftmaxGradientNorms& n, double rows, double factor, int64_t chain);
+
+// Of a sum over `rows` rows of their weights times numbers up to `factor`.
+double rows_weights(const bound::SoftmaxGradientNorms& n, double rows, double factor, int64_t chain);
+
 // Of the gradient of an unrotated query or key, or of a value, where `norms` are those of rotated ones that grew by
 // `magnitude`: elements mix in pairs, so each errs by twice what an element of the gradient of a rotated one does, and
 // rotating moves both what is multiplied and the result by 5 epsilon of its length.

@@ -31,14 +31,13 @@ inline void add_dot(const View& q, const View& dq, const View& dk, const Query& 
   }
 }
 
-// Gradients of softmax_over() with its own values: that of v is written, that of each score, d out / d s[j] = w[j]
-// (g[j] - sum_k w[k] g[k]) with g[j] = dO . v[j], and d lse / d s[j] = w[j], goes to use(query, j, gradient). `more`
-// joins the denominators.
-template <class Score, class Use>
-void softmax_over_backward(const Tensors& in, const Tensors& grad_out, const View& dv, bool causal, Score score,
-                           Use use, double more = 0) {
+// Gradients of softmax_over(): that of each score, d out / d s[j] = w[j] (g[j] - sum_k w[k] g[k]) with g[j] = dO .
+// value[j], and d lse / d s[j] = w[j], goes to use(query, j, gradient); that of each element of a value, w[j] dO[c], to
+// use_value(query, j, c, gradient). `more` joins the denominators.
+template <class Score, class Value, class Use, class UseValue>
+void softmax_over_backward(const Tensors& in, const Tensors& grad_out, bool causal, Score score, Value value, Use use,
+                           UseValue use_value, double more = 0) {
   const View &q = required(in, "q"), d_out = optional(grad_out, "out"), d_lse = optional(grad_out, "lse");
-  clear(dv);
   for (int64_t b = 0; b < q.shape[0]; ++b)
     for (int64_t h = 0; h < q.shape[1]; ++h)
       for (int64_t i = 0; i < q.shape[2]; ++i) {
@@ -60,7 +59,7 @@ void softmax_over_backward(const Tensors& in, const Tensors& grad_out, const Vie
         for (size_t n = 0; n < seen.size(); ++n) {
           double g = 0;
           for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
-            g += element(d_out, {b, h, i, c}) * keys.v(seen[n], c);
+            g += element(d_out, {b, h, i, c}) * value(at, seen[n], c);
           weight[n] /= total;
           mean += weight[n] * g;
           gradient.push_back(g);
@@ -68,9 +67,22 @@ void softmax_over_backward(const Tensors& in, const Tensors& grad_out, const Vie
         for (size_t n = 0; n < seen.size(); ++n) {
           use(at, seen[n], weight[n] * (gradient[n] - mean + (d_lse.data ? element(d_lse, {b, h, i}) : 0)));
           for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
-            add(dv, {b, keys.head, seen[n], c}, weight[n] * element(d_out, {b, h, i, c}));
+            use_value(at, seen[n], c, weight[n] * element(d_out, {b, h, i, c}));
         }
       }
+}
+
+// The same where values are those of the keys, whose gradient is written to dv.
+template <class Score, class Use>
+void softmax_over_backward(const Tensors& in, const Tensors& grad_out, const View& dv, bool causal, Score score,
+                           Use use, double more = 0) {
+  clear(dv);
+  softmax_over_backward(
+      in, grad_out, causal, score, [](const Query& at, int64_t j, int64_t c) { return at.keys.v(j, c); }, use,
+      [&](const Query& at, int64_t j, int64_t c, double d) {
+        add(dv, {at.b, at.keys.head, j, c}, d);
+      },
+      more);
 }
 
 }  // namespace attend::reference

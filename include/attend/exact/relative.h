@@ -36,4 +36,27 @@ struct RelativeTables {
 void relative_attention(const Qkv& in, const RelativeTables& tables, const RelativeOptions& options, const AttnOut& out,
                         Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent. Axes that an input
+// repeats are summed over.
+struct RelativeGrad {
+  View q = {}, k = {}, v = {}, relative_keys = {}, relative_values = {}, content_bias = {}, position_bias = {},
+       distance_bias = {};
+};
+
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent.
+//
+//   g[i,j] = dot(d_out[i], v[j] + values[h,r])     ds[i,j] = w (g[i,j] - sum_j w g + d_lse[i])
+//   dq[i]  = scale sum_j ds (k[j] + keys[h,r])     dk[j] = scale sum_i ds (q[i] + content[h])     dv[j] = sum_i w d_out[i]
+//   with S[i,r] and W[i,r] the sums of ds and w over the keys at distance r:
+//   d keys[h,r] = scale sum_i S (q[i] + position[h])   d values[h,r] = sum_i W d_out[i]   d bias[h,r] = scale sum_i S
+//   d content[h] = scale sum_ij ds k[j]                d position[h] = scale sum_ir S keys[h,r]
+//
+// Source   the derivative of the definition
+// Cost     that of the forward pass, 2 (2 D + Dv) flops for each pair, and 4 D (8 D with values) for each query and
+//          table row in reach. Memory O(Hq P (D + Dv)), and a thread O((Tk + 64) (D + Dv) + 2^20) floats. Threads take
+//          kv heads; sums are in ascending order of batch entry, head and query.
+// Errors   as above
+void relative_attention_backward(const Qkv& in, const RelativeTables& tables, const RelativeOptions& options,
+                                 const AttnOutGrad& grad_out, const RelativeGrad& grad_in, Context& context);
+
 }  // namespace attend

@@ -24,4 +24,23 @@ namespace attend {
 void urpe_attention(const Qkv& in, const View& multiplier, const View& bias, const UrpeOptions& options,
                     const AttnOut& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent. Axes that an input
+// repeats are summed over.
+struct UrpeGrad {
+  View q = {}, k = {}, v = {}, multiplier = {}, bias = {};
+};
+
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent.
+//
+//   g[i,j] = dot(d_out[i], v[j])      ds[i,j] = w (m g - sum_j w m g + d_lse[i])     m = multiplier[h,r]
+//   dq[i] = scale sum_j ds k[j]       dk[j] = scale sum_i ds q[i]                    dv[j] = sum_i w m d_out[i]
+//   d multiplier[h,r], d bias[h,r]: the sums of w g and of ds over the pairs at distance r
+//
+// Source   the derivative of the definition
+// Cost     2 (3 D + 2 Dv) flops for each pair; memory O(Hq P), and a thread O((Tk + 64) (D + Dv) + 2^20) floats.
+//          Threads take kv heads; sums are in ascending order of batch entry, head and query.
+// Errors   as above
+void urpe_attention_backward(const Qkv& in, const View& multiplier, const View& bias, const UrpeOptions& options,
+                             const AttnOutGrad& grad_out, const UrpeGrad& grad_in, Context& context);
+
 }  // namespace attend
