@@ -1,4 +1,8 @@
 // The registry's entry for relu.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "attend/exact/relu.h"
 #include "attend/reference/relu.h"
 #include "exact/score_entries.h"
@@ -10,18 +14,65 @@ constexpr Option kOptions[] = {option::kCausal, option::kScale};
 constexpr Port kIn[] = {port::kQ, port::kK, port::kV, port::kKvLens, port::kQPositions, port::kBias};
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {{"Replacing softmax with ReLU in Vision Transformers", "2309.08586", ""}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 ReluOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
 }
 
+// The largest number of keys of a query, and of queries of a key, over one kv head, whose score is so close to 0 that
+// rounding may switch its slope; over the number of keys that the query sees.
+struct Switched {
+  double keys = 0, queries = 0;
+};
+Switched may_switch(const Spec& spec, const Tensors& in, double error) {
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), bias = array(in, "bias", "bound"),
+             positions = array(in, "q_positions", "bound"), lengths = array(in, "kv_lens", "bound");
+  const double scale = softmax_norms(spec, in).scale;
+  const int64_t heads = q.shape[1], queries = q.shape[2], d = q.shape[3], kv_heads = k.shape[1], keys = k.shape[2];
+  Switched most;
+  std::vector<double> by_key(static_cast<size_t>(q.shape[0] * kv_heads * keys), 0);
+  for (int64_t row = 0; row < q.shape[0] * heads * queries; ++row) {
+    const int64_t b = row / (heads * queries), h = row / queries % heads, i = row % queries,
+                  length = lengths.data ? static_cast<int64_t>(value_at(lengths, b)) : keys,
+                  position = positions.data ? static_cast<int64_t>(value_at(positions, b * queries + i))
+                                            : i + length - queries;
+    const int64_t seen = spec.flag("causal") ? std::clamp<int64_t>(position + 1, 0, length) : length;
+    double near = 0;
+    for (int64_t j = 0; j < seen; ++j) {
+      const int64_t key = (b * kv_heads + h / (heads / kv_heads)) * keys + j;
+      double s = 0;
+      for (int64_t c = 0; c < d; ++c) s += value_at(q, row * d + c) * value_at(k, key * d + c);
+      s *= scale;
+      if (bias.data) {
+        int64_t at = 0;
+        const int64_t index[] = {b, h, i, j};
+        for (int a = 0; a < 4; ++a) at = at * bias.shape[a] + (bias.shape[a] == 1 ? 0 : index[a]);
+        s += value_at(bias, at);
+      }
+      if (!(std::abs(s) <= error)) continue;
+      near += 1 / static_cast<double>(seen);
+      most.queries = std::max(most.queries, by_key[static_cast<size_t>(key)] += 1 / static_cast<double>(seen));
+    }
+    most.keys = std::max(most.keys, near);
+  }
+  return most;
+}
+
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
   const bound::SoftmaxNorms n = softmax_norms(spec, in);
   // n weights of at most score / n.
-  const double score = n.scale * n.query * n.key + n.bias;
-  return n.value * (bound::softmax_score(n) + score * (exact::sum_error(n.keys) + 4 * bound::kEpsilon)) + 1e-37;
+  const double score = n.scale * n.query * n.key + n.bias, moved = bound::softmax_score(n);
+  if (output == "out") return n.value * (moved + score * (exact::sum_error(n.keys) + 4 * bound::kEpsilon)) + 1e-37;
+  // Gradients of scores: at most |d_out| |v| / n, with the error of that dot product and two more roundings.
+  const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
+  const double rows = static_cast<double>(g.rows);
+  if (output == "grad v") return rows * g.d_out * (moved + score * bound::gamma(g.rows + 8)) + 1e-37;
+  const Switched switched = may_switch(spec, in, 2 * moved + 1e-37);
+  const double slope = g.d_out * g.value, error = bound::gamma(g.dv + 6);
+  if (output == "grad q") return n.scale * g.k_max * slope * (error + bound::gamma(n.keys + 4) + switched.keys) + 1e-37;
+  return n.scale * g.q_max * slope * (rows * (error + bound::gamma(g.rows + 4)) + switched.queries) + 1e-37;
 }
 
 constexpr Entry kRelu = {
@@ -34,13 +85,25 @@ constexpr Entry kRelu = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
-    .notes = "n is the number of keys that the query sees, where the paper takes the length of the text. Forward only.",
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes =
+        "n is the number of keys that the query sees, where the paper takes the length of the text. No gradient of the "
+        "bias.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "relu", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             relu_attention(qkv, o, out.out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOutGrad& grad_out, const Tensors& grad_in,
+                                   Context& context) {
+            relu_attention_backward(
+                qkv, o, grad_out.out,
+                {array(grad_in, "q", "relu"), array(grad_in, "k", "relu"), array(grad_in, "v", "relu")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_relu_reference(options_from(spec)); },

@@ -1,6 +1,5 @@
 #include "attend/reference/relu.h"
 
-
 #include "reference/row_reference.h"
 
 namespace attend {
@@ -17,6 +16,13 @@ class ReluReference : public reference::RowReference {
   void weigh(const Tensors&, Row& row) const override {
     const double n = static_cast<double>(row.seen.size());
     for (double& w : row.weight) w = w < 0 ? 0 : w / n;
+  }
+
+  // d weight / d score = 1 / n above 0.
+  void pull(const Tensors&, const Row& row, const std::vector<double>& gradient,
+            std::vector<double>& d_score) const override {
+    for (size_t j = 0; j < row.seen.size(); ++j)
+      d_score[j] = row.weight[j] > 0 ? gradient[j] / static_cast<double>(row.seen.size()) : 0;
   }
 
  private:

@@ -18,15 +18,25 @@ class RowReference : public Operator {
 
   std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override;
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override;
+  // Of q, k and v, where pull() is defined and score() is the scaled dot product.
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override;
 
  protected:
   // Turns scores into weights. Rows that see no key are not asked for: their output is 0.
   virtual void weigh(const Tensors& in, Row& row) const = 0;
+  // Gradients of a row's weights to those of its scores, d_score[j] = sum over t of gradient[t] d weight[t] / d score[j].
+  // Throws Error(kUnsupported) unless overridden.
+  virtual void pull(const Tensors& in, const Row& row, const std::vector<double>& gradient,
+                    std::vector<double>& d_score) const;
   // The score of a pair; the scaled dot product unless overridden.
   virtual double score(const Tensors& in, const Row& row, const Keys& keys, int64_t j) const;
   double scale(const Tensors& in) const;
 
  private:
+  // Scores of what the row sees, then weights.
+  void fill(const Tensors& in, const Keys& keys, Row& row) const;
+
   bool causal_;
   double scale_;
 };

@@ -18,4 +18,21 @@ namespace attend {
 // `sink_logits` and `documents` of `in` must be absent.
 void relu_attention(const Qkv& in, const ReluOptions& options, const View& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct ReluGrad {
+  View q = {}, k = {}, v = {};
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. At a score of 0 the slope is 0.
+//
+//   ds[i,j] = [s > 0] / n dot(d_out[i], v[j])     dq[i] = scale sum_j ds k[j]   dk[j] = scale sum_i ds q[i]
+//   dv[j] = sum_i max(0, s) / n d_out[i]
+//
+// Source   the derivative of the definition
+// Cost     2 (3 D + 2 Dv) flops for each pair; memory O(threads * ((Tk + 64) (D + Dv) + 2^20)). Threads take kv heads;
+//          sums are in ascending order of head and query, so that bits don't depend on threads.
+// Errors   as above
+void relu_attention_backward(const Qkv& in, const ReluOptions& options, const View& grad_out, const ReluGrad& grad_in,
+                             Context& context);
+
 }  // namespace attend

@@ -1,0 +1,150 @@
+// Backward passes by rows where they must give what softmax attention's gives, and what they refuse.
+#include <sys/resource.h>
+
+#include <cmath>
+
+#include "attend/exact/relative.h"
+#include "attend/exact/relu.h"
+#include "attend/exact/urpe.h"
+#include "attend/tensor/error.h"
+#include "exact/call.h"
+
+namespace attend {
+namespace {
+
+std::vector<float> random_floats(int64_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(static_cast<size_t>(count));
+  for (float& e : x) e = normal(random);
+  return x;
+}
+
+// Gradients of q, k and v, NaN before they are written.
+struct Gradients {
+  std::vector<float> q, k, v;
+
+  explicit Gradients(const test::SmallCall& call)
+      : q(call.q.size(), NAN), k(call.k.size(), NAN), v(call.v.size(), NAN) {}
+  View view(std::vector<float>& x, const View& like) { return dense_view(x.data(), DType::kF32, 4, like.shape); }
+};
+
+class RowBackward : public testing::TestWithParam<Isa> {
+ protected:
+  test::SmallCall call_{2, 4, 2, 70, 600, 16, 24};
+  std::vector<float> d_out_ = random_floats(2 * 4 * 70 * 24, 7), d_lse_ = random_floats(2 * 4 * 70, 8);
+  Context context_ = test::context_for(GetParam(), 2);
+
+  AttnOutGrad loss() {
+    return {dense_view(d_out_.data(), DType::kF32, {2, 4, 70, 24}), dense_view(d_lse_.data(), DType::kF32, {2, 4, 70})};
+  }
+
+  Gradients plain(bool causal) {
+    softmax_attention(call_.in(), {.causal = causal}, call_.outputs(), context_);
+    Gradients g(call_);
+    const Qkv in = call_.in();
+    softmax_attention_backward(in, {.causal = causal}, call_.outputs(), loss(),
+                               {g.view(g.q, in.q), g.view(g.k, in.k), g.view(g.v, in.v)}, context_);
+    return g;
+  }
+
+  // Both sum up to 600 terms of magnitude around 1 in f32, in different orders.
+  static void expect_near(const Gradients& a, const Gradients& b) {
+    for (const auto& [x, y] : {std::pair{&a.q, &b.q}, {&a.k, &b.k}, {&a.v, &b.v}}) {
+      double most = 0;
+      for (const float e : *y) most = std::max(most, std::abs(static_cast<double>(e)));
+      for (size_t i = 0; i < x->size(); ++i) ASSERT_NEAR((*x)[i], (*y)[i], 600 * 0x1p-24 * most) << i;
+    }
+  }
+};
+
+TEST_P(RowBackward, RelativeWithATableOfZerosIsSoftmaxs) {
+  for (const bool causal : {false, true}) {
+    const Gradients want = plain(causal);
+    Gradients got(call_);
+    const Qkv in = call_.in();
+    std::vector<float> zeros(31 * 24, 0.0f);
+    relative_attention_backward(in,
+                                {.keys = dense_view(zeros.data(), DType::kF32, {1, 31, 16}),
+                                 .values = dense_view(zeros.data(), DType::kF32, {1, 31, 24})},
+                                {.causal = causal}, loss(),
+                                {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v)},
+                                context_);
+    expect_near(got, want);
+  }
+}
+
+TEST_P(RowBackward, UrpeWithMultipliersOfOneIsSoftmaxs) {
+  for (const bool causal : {false, true}) {
+    const Gradients want = plain(causal);
+    Gradients got(call_);
+    const Qkv in = call_.in();
+    std::vector<float> ones(31, 1.0f);
+    urpe_attention_backward(in, dense_view(ones.data(), DType::kF32, {1, 31}), {}, {.causal = causal}, loss(),
+                            {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v)},
+                            context_);
+    expect_near(got, want);
+  }
+}
+
+// A shared table's gradient is the sum of those of equal tables, one a head.
+TEST_P(RowBackward, ASharedTableGathersWhatHeadsWouldGet) {
+  const Qkv in = call_.in();
+  const std::vector<float> one = random_floats(31 * 16, 3);
+  std::vector<float> four, shared = one;
+  for (int h = 0; h < 4; ++h) four.insert(four.end(), one.begin(), one.end());
+  std::vector<float> d_shared(one.size(), NAN), d_four(four.size(), NAN);
+  auto run = [&](std::vector<float>& table, std::vector<float>& gradient, int64_t heads) {
+    relative_attention_backward(in, {.keys = dense_view(table.data(), DType::kF32, {heads, 31, 16})}, {.causal = true},
+                                loss(), {.relative_keys = dense_view(gradient.data(), DType::kF32, {heads, 31, 16})},
+                                context_);
+  };
+  run(shared, d_shared, 1), run(four, d_four, 4);
+  for (size_t i = 0; i < one.size(); ++i) {
+    double sum = 0;
+    for (size_t h = 0; h < 4; ++h) sum += static_cast<double>(d_four[h * one.size() + i]);
+    ASSERT_EQ(d_shared[i], static_cast<float>(sum)) << i;
+  }
+}
+
+TEST_P(RowBackward, NeedsNoMatrixOfAllPairs) {
+  constexpr int64_t kLength = 6000;  // a matrix: 144 MB
+  test::SmallCall call(1, 1, 1, kLength, kLength, 8, 8);
+  std::vector<float> table = random_floats(63 * 8, 4), d_out = random_floats(kLength * 8, 5);
+  Gradients got(call);
+  const Qkv in = call.in();
+  rusage before{}, after{};
+  getrusage(RUSAGE_SELF, &before);
+  relative_attention_backward(in, {.keys = dense_view(table.data(), DType::kF32, {1, 63, 8})}, {.causal = true},
+                              {.out = dense_view(d_out.data(), DType::kF32, {1, 1, kLength, 8})},
+                              {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v)},
+                              context_);
+  getrusage(RUSAGE_SELF, &after);
+  EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 64 * 1024);
+}
+
+TEST_P(RowBackward, RefusesWhatItCannotDo) {
+  const Qkv in = call_.in();
+  std::vector<float> table = random_floats(31 * 16, 3), own(table.size());
+  const RelativeTables tables{.keys = dense_view(table.data(), DType::kF32, {1, 31, 16})};
+  auto refused = [&](const RelativeGrad& grad, const AttnOutGrad& d_out) {
+    try {
+      relative_attention_backward(in, tables, {}, d_out, grad, context_);
+    } catch (const Error& e) {
+      return e.kind() == ErrorKind::kArgument;
+    }
+    return false;
+  };
+  EXPECT_TRUE(refused({.q = in.q}, loss()));
+  EXPECT_TRUE(refused({.relative_keys = tables.keys}, loss()));
+  EXPECT_TRUE(refused({.content_bias = dense_view(own.data(), DType::kF32, {4, 16})}, loss()));
+  EXPECT_TRUE(refused({.relative_keys = dense_view(own.data(), DType::kF32, {1, 31, 16})}, {}));
+  EXPECT_FALSE(refused({.relative_keys = dense_view(own.data(), DType::kF32, {1, 31, 16})}, loss()));
+  EXPECT_THROW(relu_attention_backward(in, {}, {}, {}, context_), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Usable, RowBackward, testing::ValuesIn(test::usable_isas()),
+                         [](const auto& usable) { return std::string(name_of(usable.param)); });
+
+}  // namespace
+}  // namespace attend
