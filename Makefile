@@ -1,6 +1,6 @@
 # Every target does its own set-up; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check bench fuzz asan tsan aarch64 tilemodel peers peers-model onnx-cases papers format clean install
+.PHONY: help setup build run test check bench fuzz asan tsan aarch64 amx tilemodel peers peers-model onnx-cases papers format clean install
 
 ATTEND := build/release/attend
 TEXT ?= /usr/share/common-licenses/GPL-3
@@ -38,6 +38,9 @@ tsan: setup  ## kernels and parsers under TSan
 
 aarch64: setup  ## cross-build for AArch64 and check it under qemu
 	@scripts/aarch64.sh
+
+amx: build  ## check kernels for AMX on a processor that Bochs emulates (minutes)
+	@scripts/amx.sh
 
 tilemodel: setup  ## check kernels for AMX with tiles in software
 	@scripts/tilemodel.sh
