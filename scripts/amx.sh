@@ -71,7 +71,7 @@ cat >"$root/init" <<EOF
 /bin/busybox mount -t devtmpfs d /dev
 export ATTEND_ISA=amx OMP_NUM_THREADS=1
 /attend isa && for names in ${CHECK:-}; do /attend check \$names; echo "[status] \$?"; done
-/test_simd --gtest_brief=1 --gtest_color=no --gtest_filter='Tiles*'; echo "[status] \$?"
+/test_simd --gtest_brief=1 --gtest_color=no --gtest_filter='Tiles*:*TheBitsAreThoseOfEveryOtherMachine/Q*'; echo "[status] \$?"
 /test_exact --gtest_brief=1 --gtest_color=no --gtest_filter='Amx*:*Computes*/amx:*Hooks*/amx'; echo "[status] \$?"
 echo "[end]"
 /bin/busybox sleep 5
