@@ -194,7 +194,7 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
     reader_ =
         std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, active_isa(Context(1)));
   }
-  executor_ = std::make_unique<Executor>(*model_, limit_);
+  executor_ = std::make_unique<Executor>(*model_, limit_, layers_);
   trial_ = std::make_unique<Trial>(graph.layers.size());
 }
 
@@ -235,8 +235,8 @@ View Session::feed(std::span<const int32_t> ids, int64_t left, int64_t wanted, C
   retainer_->expect_act(position_, left > 0 ? position_ + left : kNoEnd);
   if (reader_) reader_->begin_token();
   last_ = {};
-  const View hidden = executor_->run(ids, position_, wanted,
-                                     {*store_, layers_, *retainer_, reader_.get(), nullptr, left == 0}, context);
+  const View hidden =
+      executor_->run(ids, position_, wanted, {*store_, *retainer_, reader_.get(), nullptr, left == 0}, context);
   position_ += rows;
   if (retainer_->reads_classes())
     for (int32_t id : ids) retainer_->read(class_of(id, model_->tokenizer()));

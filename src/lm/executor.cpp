@@ -6,6 +6,7 @@
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/parallel.h"
+#include "by_position.h"
 
 namespace attend {
 namespace {
@@ -30,12 +31,15 @@ struct Executor::Step {
   Context& context;
 };
 
-Executor::Executor(const LanguageModel& model, int64_t context)
+Executor::Executor(const LanguageModel& model, int64_t context, std::span<const Operator* const> mechanisms)
     : model_(model),
       context_(context),
+      mechanisms_(mechanisms),
       slots_(model.graph().slots.size()),
       cosine_(model.graph().rotaries.size()),
-      sine_(model.graph().rotaries.size()) {}
+      sine_(model.graph().rotaries.size()) {
+  for (const Operator* mechanism : mechanisms) by_position_.push_back(goes_by_positions(*mechanism));
+}
 
 void Executor::reserve(int64_t rows) {
   if (rows <= capacity_) return;
@@ -101,7 +105,7 @@ void Executor::run(const op::Product& o, Step& step) {
 }
 
 void Executor::run(const op::Rotate& o, Step& step) {
-  if (step.policies.mechanisms[static_cast<size_t>(o.layer)]->turns()) return;
+  if (mechanisms_[static_cast<size_t>(o.layer)]->turns()) return;
   const size_t index = static_cast<size_t>(model_.graph().layers[static_cast<size_t>(o.layer)].rotary);
   const RopeOptions& rope = model_.graph().rotaries[index].options;
   const auto rotate = rope.interleaved ? step.ops.rotate_pairs : step.ops.rotate_halves;
@@ -126,7 +130,7 @@ void Executor::run(const op::Attend& o, Step& step) {
     view.stride = {heads.shape[0] * heads.shape[1] * heads.shape[2], heads.stride[0], heads.stride[1], 1};
     return view;
   };
-  const Operator& mechanism = *step.policies.mechanisms[static_cast<size_t>(o.layer)];
+  const Operator& mechanism = *mechanisms_[static_cast<size_t>(o.layer)];
   if (mechanism.turns())
     mechanism.turn_keys(batch_of_one(by_head(o.k, layer.kv_heads, layer.d)), positions_, step.context);
   step.policies.store.append(o.layer, by_head(o.k, layer.kv_heads, layer.d), by_head(o.v, layer.kv_heads, layer.dv),
@@ -134,7 +138,7 @@ void Executor::run(const op::Attend& o, Step& step) {
   keys_.clear();
   for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(step.policies.store.keys(o.layer, h));
   Tensors in = {{"q", batch_of_one(by_head(o.q, layer.heads, layer.d))},
-                {"k", std::span<const KeyView>(keys_)},
+                {"k", close_up(o.layer, keys_)},
                 {"q_positions", dense_view(positions_.data(), DType::kI32, {1, step.rows})}};
   bool weighing = false;
   if (SelectiveReader* reader = step.policies.reader) {
@@ -171,6 +175,24 @@ void Executor::run(const op::Attend& o, Step& step) {
   if (asking) step.policies.reader->queried(o.layer, keys_, row(o.q, 0), lse_.data(), step.rows, step.context.threads);
 }
 
+// Where positions make no difference, keys that were left of a text are as if they stood right before the newest: splits
+// of positions are then full of keys. What was dropped is the same number until keys are dropped again, so that splits
+// have the same keys however a text is cut into steps between.
+std::span<const KeyView> Executor::close_up(int layer, std::span<const KeyView> keys) {
+  if (by_position_[static_cast<size_t>(layer)]) return keys;
+  const int64_t end = int64_t{positions_.back()} + 1;
+  if (const auto known = static_cast<int64_t>(every_position_.size()); known < end) {
+    every_position_.resize(static_cast<size_t>(std::max(end, known + known / 2)));
+    std::iota(every_position_.begin(), every_position_.end(), 0);
+  }
+  closed_up_.assign(keys.begin(), keys.end());
+  for (KeyView& view : closed_up_)
+    if (!view.position.empty())
+      view.position = std::span<const int32_t>(every_position_)
+                          .subspan(static_cast<size_t>(end - view.count()), static_cast<size_t>(view.count()));
+  return closed_up_;
+}
+
 void Executor::observe(const op::Attend& o, const Tensors& in, Step& step) {
   const AttentionLayer& layer = model_.graph().layers[static_cast<size_t>(o.layer)];
   if (step.policies.trial) {
@@ -197,7 +219,7 @@ void Executor::observe(int layer, int64_t first_query, const Tensors& in, const 
   policies.retainer.observing({first_query + first, first_query + lse.shape[2]});
   if (policies.retainer.wants_queries(layer))
     return add_queries(layer, first_query + first, std::get<View>(observed.at("q")), policies.retainer, context);
-  policies.mechanisms[static_cast<size_t>(layer)]->add_weights(
+  mechanisms_[static_cast<size_t>(layer)]->add_weights(
       observed, from_first(lse, 2), policies.retainer.places(layer, std::get<std::span<const KeyView>>(in.at("k"))),
       context);
 }
@@ -244,7 +266,7 @@ void Executor::observe(const Trial& trial, int64_t count, const Policies& polici
     keys_.clear();
     for (int h = 0; h < layer.kv_heads; ++h) keys_.push_back(policies.store.keys(l, h));
     const Tensors in = {{"q", q},
-                        {"k", std::span<const KeyView>(keys_)},
+                        {"k", close_up(l, keys_)},
                         {"q_positions", dense_view(positions_.data() + before, DType::kI32, {1, count - before})}};
     observe(l, trial.first() + before, in, lse, policies, context);
   }

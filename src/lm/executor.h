@@ -15,13 +15,12 @@ namespace attend {
 
 class Executor {
  public:
-  // For texts of at most `context` tokens.
-  Executor(const LanguageModel& model, int64_t context);
+  // For texts of at most `context` tokens; `mechanisms` of each layer, which must outlive it.
+  Executor(const LanguageModel& model, int64_t context, std::span<const Operator* const> mechanisms);
 
   // What a session's policy does beside its mechanisms.
   struct Policies {
     Store& store;
-    std::span<const Operator* const> mechanisms;  // of each layer
     Retainer& retainer;
     SelectiveReader* reader;  // null: every token reads every key
     Trial* trial;             // null: what is observed is summed at once
@@ -52,17 +51,21 @@ class Executor {
   void observe(int layer, int64_t first_query, const Tensors& in, const View& lse, const Policies&, Context&);
   // Of a layer, q [1, heads, rows, d] turned to positions from `first` on.
   void add_queries(int layer, int64_t first, const View& q, Retainer&, Context&);
+  std::span<const KeyView> close_up(int layer, std::span<const KeyView> keys);
   void reserve(int64_t rows);
   int64_t width(int slot) const { return model_.graph().slots[static_cast<size_t>(slot)].width; }
   float* row(int slot, int64_t r) { return slots_[static_cast<size_t>(slot)].as<float>() + r * width(slot); }
 
   const LanguageModel& model_;
   int64_t context_;
-  int64_t capacity_ = 0;  // rows
+  std::span<const Operator* const> mechanisms_;
+  std::vector<char> by_position_;  // of layers: whether what a key gets there depends on positions
+  int64_t capacity_ = 0;           // rows
   std::vector<Buffer> slots_;
   std::vector<Buffer> cosine_, sine_;  // of each rotary, [rows, pairs]
   std::vector<int32_t> positions_;
-  std::vector<KeyView> keys_;
+  std::vector<KeyView> keys_, closed_up_;
+  std::vector<int32_t> every_position_;       // 0, 1, ..
   std::vector<float> lse_;                    // [heads, rows]
   std::vector<const PackedWeight*> weights_;  // of one product, with its outputs and their row strides
   std::vector<float*> outputs_;

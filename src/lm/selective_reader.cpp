@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <exception>
-#include <limits>
 
 #include "attend/tensor/error.h"
 #include "attend/tensor/parallel.h"
+#include "by_position.h"
 
 namespace attend {
 namespace {
@@ -27,11 +27,6 @@ void each_head(int threads, int64_t heads, const F& f) {
     if (error) std::rethrow_exception(error);
 }
 
-bool sees_all(const Operator& mechanism) {
-  const std::vector<KeyRange> needed = mechanism.needed_from(std::numeric_limits<int32_t>::max());
-  return needed.size() == 1 && needed[0] == KeyRange{0, kNoEnd};
-}
-
 }  // namespace
 
 SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
@@ -43,8 +38,7 @@ SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const
   const AttentionLayer& first = graph.layers.front();
   const auto made = registry.make<Selector>(selector);
   for (size_t layer = 0; layer < mechanisms.size(); ++layer) {
-    // To a softmax over all keys it makes no difference where they stand.
-    by_position_.push_back(!sees_all(*mechanisms[layer]) || !mechanisms[layer]->gives_weights());
+    by_position_.push_back(goes_by_positions(*mechanisms[layer]));
     if (governs(static_cast<int>(layer))) drops_keys |= !sees_all(*mechanisms[layer]);
   }
   if (drops_keys && made->shares_slots())

@@ -36,7 +36,7 @@ View Session::verify(std::span<const int32_t> ids, Context& context) {
   trial_->add(position_, ids);
   last_ = {};
   const View hidden =
-      executor_->run(ids, position_, rows, {*store_, layers_, *retainer_, nullptr, trial_.get(), false}, context);
+      executor_->run(ids, position_, rows, {*store_, *retainer_, nullptr, trial_.get(), false}, context);
   position_ += rows;
   peak_bytes_ = std::max(peak_bytes_, bytes());
   give(hidden, 0, nullptr, context);
@@ -56,7 +56,7 @@ void Session::accept(int64_t count, Context& context) {
   if (dropped > 0) cut(position_ - dropped);
   last_ = {};
   if (count > 0 && row && row >= logits_.as<float>()) last_ = {row, static_cast<size_t>(vocabulary)};
-  executor_->observe(*trial_, count, {*store_, layers_, *retainer_, nullptr, nullptr, false}, context);
+  executor_->observe(*trial_, count, {*store_, *retainer_, nullptr, nullptr, false}, context);
   if (retainer_->reads_classes())
     for (int64_t i = 0; i < count; ++i) retainer_->read(class_of(ids[static_cast<size_t>(i)], model_->tokenizer()));
   trial_->close();

@@ -330,7 +330,8 @@ TEST(Retention, RanksUnderTheRotaryMechanismAsUnderTheModelsOwn) {
         worst = std::max(worst, std::fabs(static_cast<double>(a[i]) - b[i]));
         largest = std::max(largest, std::fabs(static_cast<double>(a[i])));
       }
-      EXPECT_LE(worst, 1e-4 * largest);
+      // Sums in another order may take a code of q8_0 to its neighbour, 1/127 of a block's largest number.
+      EXPECT_LE(worst, (std::string_view(retention).ends_with("q8_0") ? 5e-3 : 1e-4) * largest);
       for (int layer = 0; layer < static_cast<int>(model->graph().layers.size()); ++layer)
         for (int head = 0; head < model->graph().layers[0].kv_heads; ++head)
           EXPECT_EQ(own.kept_positions(layer, head), rotary.kept_positions(layer, head));
