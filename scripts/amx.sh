@@ -1,7 +1,8 @@
 #!/bin/bash
 # amx.sh: checks kernels for AMX on an emulated processor. Builds Bochs 3.0 from Debian's source with scripts/amx/bochs.patch,
 # boots Debian's kernel with attend in its first file system, and runs unit tests and, with CHECK="name ..", conformance
-# (softmax takes about an hour); without it, ten minutes. Needs no root; what it fetches and builds stays in build/amx.
+# (softmax takes about an hour). Building Bochs takes some minutes, the tests ten. Needs no root; what it fetches and builds
+# stays in build/amx.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/build/amx

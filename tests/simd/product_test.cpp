@@ -134,6 +134,26 @@ TEST_P(ProductTest, StaysWithinItsBound) {
   }
 }
 
+// Tiles of AMX hold 16 rows, and 32 at a time; they take four blocks of 32 columns at once.
+TEST_P(ProductTest, RowsAndBlocksThatFillNoTileHaveTheSameBits) {
+  const int64_t n = 49, block = std::max<int64_t>(32, format_of(GetParam()).block_elements);
+  for (const int64_t k : {block, 3 * block, 5 * block}) {
+    const Case c(GetParam(), ComputeMode::kDefault, n, k, random_);
+    const std::vector<float> x = random_rows(48, k, random_);
+    std::vector<float> apart(static_cast<size_t>(48 * n));
+    Context first = context_of(usable_isas().front(), 1);
+    for (int64_t r = 0; r < 48; ++r) product(c.packed, x.data() + r * k, k, apart.data() + r * n, n, 1, first);
+    for (const Isa isa : usable_isas())
+      for (const int64_t rows : {15, 16, 17, 31, 32, 33, 48}) {
+        Context context = context_of(isa, 1);
+        SCOPED_TRACE(describe(c, rows, context));
+        std::vector<float> y(static_cast<size_t>(rows * n), kNaN);
+        product(c.packed, x.data(), k, y.data(), n, rows, context);
+        ASSERT_EQ(std::memcmp(y.data(), apart.data(), y.size() * 4), 0);
+      }
+  }
+}
+
 TEST_P(ProductTest, OneRowHasTheBitsOfManyWhateverTheThreadsAndInstructionSet) {
   const int64_t n = 75, k = 768, t = 401;
   for (const ComputeMode mode : {ComputeMode::kDefault, ComputeMode::kF32}) {
