@@ -9,6 +9,7 @@ namespace HWY_NAMESPACE {
 
 using split_layout::kBlockRows;
 using split_layout::kGroupRows;
+using split_layout::kMostBlockRows;
 
 // Keys and values of a job, by its columns.
 class JobKeys {

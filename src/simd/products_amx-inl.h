@@ -27,25 +27,45 @@ HWY_INLINE void zero_tiles() {
   if constexpr (kRows == 2 && kCols == 2) Tiles::zero<3>();
 }
 
+// What tiles hold.
+struct TilesOfBf16 {
+  template <int kC, int kA, int kB>
+  static HWY_INLINE void multiply() {
+    Tiles::multiply_bf16<kC, kA, kB>();
+  }
+};
+struct TilesOfSignedAndUnsigned {
+  template <int kC, int kA, int kB>
+  static HWY_INLINE void multiply() {
+    Tiles::multiply_s8u8<kC, kA, kB>();
+  }
+};
+struct TilesOfUnsignedAndSigned {
+  template <int kC, int kA, int kB>
+  static HWY_INLINE void multiply() {
+    Tiles::multiply_u8s8<kC, kA, kB>();
+  }
+};
+
 // One product of each tile of results; strides in words.
-template <int kRows, int kCols>
+template <class Of, int kRows, int kCols>
 HWY_INLINE void multiply_tiles(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride) {
   Tiles::load<6>(b, b_stride * 4);
   Tiles::load<4>(a, a_stride * 4);
-  Tiles::multiply_bf16<0, 4, 6>();
+  Of::template multiply<0, 4, 6>();
   if constexpr (kCols == 2) {
     Tiles::load<7>(b + 16, b_stride * 4);
-    Tiles::multiply_bf16<1, 4, 7>();
+    Of::template multiply<1, 4, 7>();
   }
   if constexpr (kRows == 2) {
     Tiles::load<5>(a + kTileRows * a_stride, a_stride * 4);
-    Tiles::multiply_bf16<2, 5, 6>();
-    if constexpr (kCols == 2) Tiles::multiply_bf16<3, 5, 7>();
+    Of::template multiply<2, 5, 6>();
+    if constexpr (kCols == 2) Of::template multiply<3, 5, 7>();
   }
 }
 
-template <int kRows, int kCols>
-HWY_INLINE void store_tiles(float* to, int64_t stride) {
+template <int kRows, int kCols, class T>
+HWY_INLINE void store_tiles(T* to, int64_t stride) {
   Tiles::store<0>(to, stride * 4);
   if constexpr (kCols == 2) Tiles::store<1>(to + 16, stride * 4);
   if constexpr (kRows == 2) Tiles::store<2>(to + kTileRows * stride, stride * 4);
@@ -85,7 +105,7 @@ class AmxKeys : public Bf16Keys {
   void score_tiles(int c) const {
     zero_tiles<kRows, kCols>();
     for (int64_t k = 0; k < words_; k += kTileRows)
-      multiply_tiles<kRows, kCols>(queries_ + k, words_, panels_.at() + k * kPanelCols + c, kPanelCols);
+      multiply_tiles<TilesOfBf16, kRows, kCols>(queries_ + k, words_, panels_.at() + k * kPanelCols + c, kPanelCols);
     store_tiles<kRows, kCols>(strip_ + first_col_ + c, kStripCols);
   }
 };
@@ -160,8 +180,8 @@ class AmxValues : public Bf16Values {
     zero_tiles<kRows, kCols>();
     for (int i = 0; i < kSteps; ++i)
       if (steps_ >> i & 1)
-        multiply_tiles<kRows, kCols>(weights_ + i * kTileRows, kWeightStride, values_ + i * kTileRows * padded_ + c,
-                                     padded_);
+        multiply_tiles<TilesOfBf16, kRows, kCols>(weights_ + i * kTileRows, kWeightStride,
+                                                  values_ + i * kTileRows * padded_ + c, padded_);
     alignas(64) float sums[kRows * kTileRows * kCols * 16];
     store_tiles<kRows, kCols>(sums, kCols * 16);
     for (int r = 0; r < rows; ++r) std::copy_n(sums + r * kCols * 16, kCols * 16, acc_ + r * job_.acc_stride + c);
@@ -170,16 +190,19 @@ class AmxValues : public Bf16Values {
   uint32_t steps_ = 0, packed_steps_ = 0;  // of 32 positions: with weights; with packed values
 };
 
-class AmxProducts : public Products<AmxKeys, AmxValues> {
+template <class Keys, class Values>
+class TiledProducts : public Products<Keys, Values> {
  public:
   static constexpr int kBlockRows = split_layout::kMostBlockRows, kGroupRows = kBlockRows;
   static_assert(kBlockRows == 2 * kTileRows);
 
-  AmxProducts(const SplitJob& job, int rows) : Products(job, rows), tiles_(std::min(rows, kTileRows)) {}
+  TiledProducts(const SplitJob& job, int rows) : Products<Keys, Values>(job, rows), tiles_(std::min(rows, kTileRows)) {}
 
  private:
   Tiles tiles_;
 };
+
+using AmxProducts = TiledProducts<AmxKeys, AmxValues>;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace attend

@@ -153,12 +153,9 @@ class ByteOperands {
  public:
   using Word = uint32_t;
   static constexpr int kPanelCols = 64;
+  static constexpr int kMostRows = kGroupRows;  // multiplied at once
 
-  explicit ByteOperands(const SplitJob& job)
-      : job_(job),
-        queries_(reinterpret_cast<uint32_t*>(job.scratch + split_layout::layout(job.d, job.dv).operands)),
-        words_(words_of(job)) {}
-
+  explicit ByteOperands(const SplitJob& job) : ByteOperands(job, words_of(job)) {}
   int64_t words() const { return words_; }
   static bool keeps(const SplitJob&, int rows) { return rows > kBlockRows; }
   static int64_t panels_bytes(const SplitJob& job, int rows) {
@@ -177,30 +174,39 @@ class ByteOperands {
   void pack(Rows k, int64_t stride, int count, const float* mean, float* scales, uint32_t* panel) const {
     alignas(64) uint32_t rows[16 * kMostWords];
     to_integer_rows<true>(k, stride, count, job_.d, mean, is_turned(job_.compute), reinterpret_cast<int8_t*>(rows),
-                          4 * words_, [&](int r, IntegerRow taken) { scales[r] = taken.scale; });
+                          4 * used_, [&](int r, IntegerRow taken) { scales[r] = taken.scale; });
     // Words move as floats do: the transposition is the same.
-    pack_keys(reinterpret_cast<const float*>(rows), words_, count, words_, reinterpret_cast<float*>(panel), kPanelCols);
+    pack_keys(reinterpret_cast<const float*>(rows), used_, count, used_, reinterpret_cast<float*>(panel), kPanelCols);
   }
 
   void multiply(int row, int rows, const uint32_t* panel, int cols, const float* scales, const float* shift,
                 int64_t shift_stride, float* out, int64_t out_stride) const {
     for_rows(rows, [&](auto n) {
       for_vectors(cols / 16, [&](auto vectors) {
-        multiply_quads<n, vectors, true>(queries_ + row * words_, words_, panel, kPanelCols, words_, first_sum_ + row,
+        multiply_quads<n, vectors, true>(queries_ + row * words_, words_, panel, kPanelCols, used_, first_sum_ + row,
                                          query_scale_ + row, 1, scales, shift, shift_stride, out, out_stride);
       });
     });
   }
 
- private:
-  static constexpr int kMostWords = 512 / 4;
+ protected:
+  // Rows of `words` words, of which words_of(job) are used.
+  ByteOperands(const SplitJob& job, int64_t words)
+      : job_(job),
+        queries_(reinterpret_cast<uint32_t*>(job.scratch + split_layout::layout(job.d, job.dv).operands)),
+        used_(words_of(job)),
+        words_(words) {}
+
   static int64_t words_of(const SplitJob& job) { return (job.d + 3) / 4; }
 
   const SplitJob& job_;
   uint32_t* queries_;
-  int64_t words_;
-  float query_scale_[kBlockRows];
-  int32_t first_sum_[kBlockRows];
+  int64_t used_, words_;
+  float query_scale_[kMostBlockRows];
+  int32_t first_sum_[kMostBlockRows];
+
+ private:
+  static constexpr int kMostWords = 512 / 4;
 };
 
 class Int8Values {
@@ -208,7 +214,7 @@ class Int8Values {
   Int8Values(const SplitJob& job, int) : job_(job), keys_(job), blocks_(job), padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
     values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);
-    weights_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands) + kBlockRows * kMostWords;
+    weights_ = reinterpret_cast<uint32_t*>(job.scratch + layout.operands) + kMostBlockRows * kMostWords;
   }
 
   void take_block(int first, float* strip) {
@@ -262,9 +268,18 @@ class Int8Values {
   // What a row does not see has weight 0 and values that are finite.
   void add_seen(int row, const Spans& ranges) { add(row, 1, ranges); }
 
+ protected:
+  static constexpr int kBlockQuads = kWeightBlock / 4, kMostQuads = kWeightBlocks * kBlockQuads;
+
+  const SplitJob& job_;
+  JobKeys keys_;
+  WeightBlocks blocks_;
+  uint32_t *values_, *weights_;
+  float *strip_ = nullptr, *acc_ = nullptr;
+  int64_t padded_;
+
  private:
   static constexpr int kMostWords = 512 / 4;
-  static constexpr int kBlockQuads = kWeightBlock / 4, kMostQuads = kWeightBlocks * kBlockQuads;
 
   // What WeightBlocks::take() does, for 64 weights; false if one of them is not finite.
   bool take_whole(const float* p, int row, int b, uint8_t* to) {
@@ -316,12 +331,6 @@ class Int8Values {
       }
   }
 
-  const SplitJob& job_;
-  JobKeys keys_;
-  WeightBlocks blocks_;
-  uint32_t *values_, *weights_;
-  float *strip_ = nullptr, *acc_ = nullptr;
-  int64_t padded_;
   uint32_t packed_values_ = 0;
 };
 

@@ -46,7 +46,7 @@ class QuantisedKeys {
       bool some = false;
       for (int r = row; r < row + rows; ++r) some |= smoothing_.is_smooth(r, b);
       if (from >= to || !some) continue;
-      alignas(64) float smooth[kGroupRows * kPanelCols];
+      alignas(64) float smooth[Operands::kMostRows * kPanelCols];
       multiply(smoothed(), b, row, rows, begin, end, smooth, kPanelCols);
       for (int r = 0; r < rows; ++r)
         if (smoothing_.is_smooth(row + r, b))
@@ -145,6 +145,7 @@ class FloatOperands {
  public:
   using Word = float;
   static constexpr int kPanelCols = kVecs * static_cast<int>(kLanes);
+  static constexpr int kMostRows = kGroupRows;  // multiplied at once
 
   explicit FloatOperands(const SplitJob& job)
       : job_(job),
@@ -263,7 +264,7 @@ class WeightBlocks {
   Quantiser quantiser_;
   float value_scale_[kStripCols + 16] = {};
   bool bad_values_ = false;  // some value is not finite
-  float scale_[kBlockRows][kWeightBlocks];
+  float scale_[kMostBlockRows][kWeightBlocks];
 };
 
 // Weights and values multiplied in f32.

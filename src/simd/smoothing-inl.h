@@ -141,8 +141,8 @@ class Smoothing {
   bool active_;
   int64_t padded_;
   float *means_, *panel_;  // a mean a row; a mean a column
-  unsigned complete_ = 0, known_ = 0, smooth_[kBlockRows] = {};
-  alignas(64) float shifts_[kBlockRows * kPanelCols];
+  unsigned complete_ = 0, known_ = 0, smooth_[kMostBlockRows] = {};
+  alignas(64) float shifts_[kMostBlockRows * kPanelCols];
 };
 
 }  // namespace HWY_NAMESPACE

@@ -27,6 +27,8 @@ HWY_BEFORE_NAMESPACE();
 #include "simd/products_int8-inl.h"
 // What follows needs what precedes.
 #include "simd/products_amx-inl.h"
+// What follows needs what precedes.
+#include "simd/products_amx_int8-inl.h"
 #endif
 
 namespace attend {
@@ -172,9 +174,11 @@ void attend_split(const SplitJob& job) noexcept {
 }
 
 #if ATTEND_BF16_DOT
-// Where there are tiles too.
+// Where there are tiles too. Both products in int8 have the same bits with and without; few rows use few of a tile's.
 void attend_split_amx(const SplitJob& job) noexcept {
   if (job.compute == Compute::kBF16) return Split<AmxProducts>(job).run();
+  if (job.compute == Compute::kInt8Qk) return Split<AmxInt8KeysProducts>(job).run();
+  if (is_int8(job.compute) && job.heads * job.tokens > kGroupRows) return Split<AmxInt8Products>(job).run();
   attend_split(job);
 }
 #endif

@@ -23,8 +23,8 @@ constexpr Layout layout(int64_t d, int64_t dv) {
   auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
   Layout l{};
   l.panels = l.strip + up(kMostBlockRows * kStripCols * int64_t{4});
-  // Two forms of keys in words, or whole tiles of pairs.
-  l.values = l.panels + up(std::max({d, int64_t{2}, (d + 31) / 32 * 16}) * kStripCols * 4);
+  // Two forms of keys in words, two in whole tiles of fours, or whole tiles of pairs.
+  l.values = l.panels + up(std::max({d, int64_t{2}, (d + 63) / 64 * 32, (d + 31) / 32 * 16}) * kStripCols * 4);
   l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);
   l.operands = l.positions + up(kStripCols * 4);
   l.rows = l.operands + up(kMostBlockRows * (kMostWords + kMostPairs) * int64_t{4});

@@ -33,9 +33,13 @@ void multiply_bf16(int rows, const uint16_t* a, const uint16_t* b, float* c) {
 void multiply_s8u8(int rows, const int8_t* a, const uint8_t* b, int32_t* c) {
   multiply<Tiles::multiply_s8u8<0, 4, 6>>(rows, a, b, c);
 }
+void multiply_u8s8(int rows, const uint8_t* a, const int8_t* b, int32_t* c) {
+  multiply<Tiles::multiply_u8s8<0, 4, 6>>(rows, a, b, c);
+}
 #else
 void multiply_bf16(int, const uint16_t*, const uint16_t*, float*) {}
 void multiply_s8u8(int, const int8_t*, const uint8_t*, int32_t*) {}
+void multiply_u8s8(int, const uint8_t*, const int8_t*, int32_t*) {}
 #endif
 
 struct Range {
@@ -85,17 +89,17 @@ std::string wrong(const char* name, int rows, void (*product)(int, const A*, con
 }  // namespace
 
 const TileProducts& tile_products() {
-  static constexpr TileProducts products = {multiply_bf16, multiply_s8u8};
+  static constexpr TileProducts products = {multiply_bf16, multiply_s8u8, multiply_u8s8};
   return products;
 }
 
 std::string wrong_products(const TileProducts& products) {
+  const auto to_signed = [](int x) { return static_cast<int8_t>(x); };
+  const auto to_unsigned = [](int x) { return static_cast<uint8_t>(x); };
   for (const int rows : {kTileRows, 1, 7}) {
     std::string error = wrong<2>("bf16", rows, products.bf16, {-200, 200}, {-200, 200}, bf16_of, bf16_of);
-    if (error.empty())
-      error = wrong<4>(
-          "int8", rows, products.s8u8, {-128, 127}, {0, 255}, [](int x) { return static_cast<int8_t>(x); },
-          [](int x) { return static_cast<uint8_t>(x); });
+    if (error.empty()) error = wrong<4>("int8", rows, products.s8u8, {-128, 127}, {0, 255}, to_signed, to_unsigned);
+    if (error.empty()) error = wrong<4>("uint8", rows, products.u8s8, {0, 255}, {-128, 127}, to_unsigned, to_signed);
     if (!error.empty()) return error;
   }
   return {};

@@ -79,6 +79,7 @@ class Tiles {
 struct TileProducts {
   void (*bf16)(int rows, const uint16_t* a, const uint16_t* b, float* c);
   void (*s8u8)(int rows, const int8_t* a, const uint8_t* b, int32_t* c);
+  void (*u8s8)(int rows, const uint8_t* a, const int8_t* b, int32_t* c);
 };
 
 // The machine's; only where processor and OS have the tiles.

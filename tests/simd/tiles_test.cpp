@@ -27,12 +27,18 @@ void right_s8u8(int rows, const int8_t* a, const uint8_t* b, int32_t* c) {
       for (int k = 0; k < 64; ++k) c[m * 16 + n] += a[m * 64 + k] * b[k / 4 * 64 + 4 * n + k % 4];
 }
 
+void right_u8s8(int rows, const uint8_t* a, const int8_t* b, int32_t* c) {
+  for (int m = 0; m < rows; ++m)
+    for (int n = 0; n < 16; ++n)
+      for (int k = 0; k < 64; ++k) c[m * 16 + n] += a[m * 64 + k] * b[k / 4 * 64 + 4 * n + k % 4];
+}
+
 TEST(Tiles, RightProductsPass) {
-  EXPECT_EQ(wrong_products({right_bf16, right_s8u8}), "");
+  EXPECT_EQ(wrong_products({right_bf16, right_s8u8, right_u8s8}), "");
 }
 
 TEST(Tiles, WrongProductsAreNamed) {
-  const auto bf16_error = [](auto product) { return wrong_products({product, right_s8u8}); };
+  const auto bf16_error = [](auto product) { return wrong_products({product, right_s8u8, right_u8s8}); };
   // Nothing at all; sums that start from zero; pairs swapped in one operand; rows beyond the tile's.
   EXPECT_NE(bf16_error([](int, const uint16_t*, const uint16_t*, float*) {}).find("bf16"), std::string::npos);
   EXPECT_NE(bf16_error([](int rows, const uint16_t* a, const uint16_t* b, float* c) {
@@ -49,13 +55,24 @@ TEST(Tiles, WrongProductsAreNamed) {
   EXPECT_NE(bf16_error([](int, const uint16_t* a, const uint16_t* b, float* c) { right_bf16(16, a, b, c); }), "");
   // Bytes of the second operand taken as signed.
   const std::string bytes =
-      wrong_products({right_bf16, [](int rows, const int8_t* a, const uint8_t* b, int32_t* c) {
+      wrong_products({right_bf16,
+                      [](int rows, const int8_t* a, const uint8_t* b, int32_t* c) {
                         for (int m = 0; m < rows; ++m)
                           for (int n = 0; n < 16; ++n)
                             for (int k = 0; k < 64; ++k)
                               c[m * 16 + n] += a[m * 64 + k] * static_cast<int8_t>(b[k / 4 * 64 + 4 * n + k % 4]);
+                      },
+                      right_u8s8});
+  EXPECT_NE(bytes.find("its int8"), std::string::npos) << bytes;
+  // And those of the first.
+  const std::string unsigned_bytes =
+      wrong_products({right_bf16, right_s8u8, [](int rows, const uint8_t* a, const int8_t* b, int32_t* c) {
+                        for (int m = 0; m < rows; ++m)
+                          for (int n = 0; n < 16; ++n)
+                            for (int k = 0; k < 64; ++k)
+                              c[m * 16 + n] += static_cast<int8_t>(a[m * 64 + k]) * b[k / 4 * 64 + 4 * n + k % 4];
                       }});
-  EXPECT_NE(bytes.find("int8"), std::string::npos) << bytes;
+  EXPECT_NE(unsigned_bytes.find("its uint8"), std::string::npos) << unsigned_bytes;
 }
 
 // isa_list() offered AMX after asking the OS and checking the products.
