@@ -117,9 +117,12 @@ timeout "${AMX_SECONDS:-7200}" "$bochs/bochs" -q -f "$work/bochsrc" </dev/null >
 output=$(tr -d '\r' <"$work/serial.txt" 2>/dev/null | grep -avE '^\[ *[0-9]+\.[0-9]+\]' || true)
 grep -aq '^\[end\]' <<<"$output" || fail "the emulated machine did not finish, see $work/serial.txt and $work/emulator.log"
 grep -a '^amx' <<<"$output" || true
-passed=$(grep -aoE '(PASSED  \] |^)[0-9]+ (tests?\.|passed,)' <<<"$output" | grep -oE '[0-9]+' | awk '{ n += $1 } END { print n + 0 }')
-failed=$(grep -ac '^\[  FAILED  \]' <<<"$output" || true)
-grep -aE '^\[  FAILED|^failed|: Failure$' <<<"$output" || true
-statuses=$(grep -aE '^\[status\]' <<<"$output" | grep -vc ' 0$' || true)
-echo "${passed:-0} passed, $((failed + statuses)) failed"
-[ "$((failed + statuses))" = 0 ]
+grep -aE '^\[  FAILED  \] .* \([0-9]+ ms\)|^failed|: Failure$' <<<"$output" || true
+# A program that ends badly without a failed test counts as one failure.
+LC_ALL=C awk '
+  /^\[  PASSED  \] [0-9]+ test/ { passed += $4 }
+  /^\[  FAILED  \] [0-9]+ tests?, listed below/ { here += $4 }
+  /^[0-9]+ passed, [0-9]+ failed/ { passed += $1; here += $3 }
+  /^\[status\]/ { failed += here > 0 ? here : $2 != 0; here = 0 }
+  END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 }
+' <<<"$output"
