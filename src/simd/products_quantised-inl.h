@@ -85,7 +85,7 @@ class QuantisedKeys {
     clear(form);
     for (int b = 0; b < kWeightBlocks; ++b) {
       const int from = std::max(first, blocks_.begin(b)), to = std::min(end, blocks_.end(b));
-      if (from < to && blocks_.complete(b)) pack(form, from, to, smoothing_.mean(b));
+      if (from < to && smoothing_.may_smooth(b)) pack(form, from, to, smoothing_.mean(b));
     }
     return form;
   }

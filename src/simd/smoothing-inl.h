@@ -29,11 +29,12 @@ class PositionBlocks {
   std::array<int, kWeightBlocks + 1> begin_;
 };
 
-// Of the keys of a block the mean m is taken off before they are rounded, and q . m joins their scores: exact for any
-// m, and what all keys share then costs no precision (SageAttention, Zhang et al. 2024, arXiv:2410.02367, section 4.2,
-// takes off the mean of all keys, which softmax does not notice). m depends on 64 keys, so only rows that see all of
-// them have it so: a row that sees a block in part, or whose scores a bias or a hook may hide, takes its keys as they
-// are. So no key that a row does not see changes a bit of it.
+// A mean m is taken off the keys of a block before they are rounded, and q . m joins their scores: exact for any m, and
+// what all keys share then costs no precision (SageAttention, Zhang et al. 2024, arXiv:2410.02367, section 4.2, takes
+// off the mean of all keys, which softmax does not notice). m is the mean of the block before, which a row near the
+// diagonal sees all of; in the first block of a split, which knows no other, its own. Only rows that see all 64 keys of
+// m have it so: other rows, and those whose scores a bias or a hook may hide, take keys as they are. So no key that a
+// row does not see changes a bit of it.
 class Smoothing {
  public:
   Smoothing(const SplitJob& job, const PositionBlocks& blocks)
@@ -54,9 +55,12 @@ class Smoothing {
   void take_block(int first, int count) {
     if (!active_) return;
     unsigned some = 0;
-    for (int r = 0; r < count; ++r) some |= smooth_[r] = blocks_seen(first + r);
+    for (int r = 0; r < count; ++r) {
+      const unsigned seen = blocks_seen(first + r);
+      some |= smooth_[r] = (seen << 1 | (seen & 1)) & ((1u << kWeightBlocks) - 1);
+    }
     for (int b = 0; b < kWeightBlocks; ++b)
-      if (some >> b & 1) find_mean(b);
+      if (some >> b & 1) find_mean(origin(b));
     if (some == 0) return;
     const F32 d;
     for (int r = 0; r < count; r += kGroupRows)
@@ -71,29 +75,35 @@ class Smoothing {
 
   // Whether this row of the block has the keys of block `b` smoothed.
   bool is_smooth(int row, int b) const { return active_ && (smooth_[row] >> b & 1) != 0; }
-  // The block whose columns include [begin, end) if all of these rows have it smoothed, else -1.
+  // Whether rows may have the keys of block `b` smoothed.
+  bool may_smooth(int b) const { return (complete_ >> origin(b) & 1) != 0; }
+  // The block whose columns include those of [begin, end) that exist if all of these rows have it smoothed, else -1.
   int block_of(int row, int rows, int begin, int end) const {
     if (!active_) return -1;
     for (int b = 0; b < kWeightBlocks; ++b) {
-      if (blocks_.begin(b) > begin || blocks_.end(b) < end) continue;
+      if (blocks_.begin(b) > begin || blocks_.end(b) < std::min(end, job_.cols)) continue;
       for (int r = row; r < row + rows; ++r)
         if (!is_smooth(r, b)) return -1;
       return b;
     }
     return -1;
   }
-  // Of a complete block; zeros behind d.
+  // What is taken off the keys of block `b`, where that may be smoothed; zeros behind d.
   const float* mean(int b) {
-    find_mean(b);
-    return means_ + b * padded_;
+    find_mean(origin(b));
+    return means_ + origin(b) * padded_;
   }
-  // scale q . mean; rows are kShiftStride apart.
-  const float* shift(int row, int b) const { return shifts_ + row * kPanelCols + b; }
+  // scale q . mean(b); rows are kShiftStride apart.
+  const float* shift(int row, int b) const { return shifts_ + row * kPanelCols + origin(b); }
   static constexpr int kShiftStride = 16;
 
  private:
   static constexpr int kPanelCols = kShiftStride;
 
+  // The block whose mean is taken off the keys of block `b`.
+  static int origin(int b) { return std::max(b - 1, 0); }
+
+  // Those that the row sees all of.
   unsigned blocks_seen(int row) const {
     const ColumnRanges& v = job_.visible[row % job_.tokens];
     const uint64_t* mask =
