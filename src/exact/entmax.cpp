@@ -6,7 +6,9 @@
 #include <limits>
 
 #include "attend/tensor/error.h"
-#include "exact/rows.h"
+#include "exact/parameter.h"
+#include "exact/row_backward.h"
+#include "exact/score_gradients.h"
 
 namespace attend {
 namespace {
@@ -27,8 +29,8 @@ struct Powers {
   }
 };
 
-// n scores to weights, in place. `candidates` has room for n.
-void project(float* s, int64_t n, double alpha, double* candidates) {
+// n scores to weights, in place, and to their slopes w^(2 - alpha), 0 where a weight is. `candidates` has room for n.
+void project(float* s, int64_t n, double alpha, double* candidates, float* slopes = nullptr) {
   const Powers powers(alpha);
   double top = -std::numeric_limits<double>::infinity();
   bool nan = false;
@@ -40,6 +42,7 @@ void project(float* s, int64_t n, double alpha, double* candidates) {
     // All hidden: no weight. An infinite or NaN score: no answer.
     const float fill = !nan && top < 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
     for (int64_t j = 0; j < n; ++j) s[j] = s[j] == -std::numeric_limits<float>::infinity() ? 0.0f : fill;
+    if (slopes) std::copy_n(s, n, slopes);
     return;
   }
   // sum(t) = sum of max(0, (alpha - 1) s - t)^p falls and is convex: Newton's method from the left stays on the left.
@@ -70,27 +73,68 @@ void project(float* s, int64_t n, double alpha, double* candidates) {
   }
   for (int64_t j = 0; j < n; ++j) {
     const double x = factor * static_cast<double>(s[j]) - t;
-    double power = 0, derivative;
+    double power = 0, derivative = 0;
     if (x > 0) powers(x, power, derivative);
     s[j] = static_cast<float>(power);
+    if (slopes) slopes[j] = static_cast<float>(derivative);
   }
+}
+
+exact::Problem check(const Qkv& in, const EntmaxOptions& options) {
+  exact::Problem p = exact::check(in, {.causal = options.causal, .scale = options.scale}, kOp);
+  if (!(options.alpha >= 1.05 && options.alpha <= 2))
+    throw Error(ErrorKind::kArgument, kOp, "alpha", fmt::format("{}", options.alpha), "must be in [1.05, 2]");
+  if (in.sink_logits.data) throw Error(ErrorKind::kArgument, kOp, "sink_logits", "given", "must be absent");
+  return p;
+}
+
+// Of one thread, a number for each key.
+struct Numbers {
+  std::vector<double> candidates;
+  std::vector<float> slopes;
+};
+std::vector<Numbers> numbers_of(const exact::Problem& p, const Context& context) {
+  size_t most = 1;
+  for (const exact::Keys& keys : p.keys) most = std::max(most, static_cast<size_t>(keys.count()));
+  return std::vector<Numbers>(static_cast<size_t>(context.threads),
+                              {std::vector<double>(most), std::vector<float>(most)});
 }
 
 }  // namespace
 
 void entmax_attention(const Qkv& in, const EntmaxOptions& options, const View& out, Context& context) {
-  const exact::Problem p = exact::check(in, {.causal = options.causal, .scale = options.scale}, kOp);
-  if (!(options.alpha >= 1.05 && options.alpha <= 2))
-    throw Error(ErrorKind::kArgument, kOp, "alpha", fmt::format("{}", options.alpha), "must be in [1.05, 2]");
-  if (in.sink_logits.data) throw Error(ErrorKind::kArgument, kOp, "sink_logits", "given", "must be absent");
+  const exact::Problem p = check(in, options);
   exact::check_outputs(p, in, {out}, kOp);
-  int64_t most = 1;
-  for (const exact::Keys& keys : p.keys) most = std::max(most, keys.count());
-  std::vector<std::vector<double>> candidates(static_cast<size_t>(context.threads));
-  for (auto& c : candidates) c.resize(static_cast<size_t>(most) + 1);
+  std::vector<Numbers> scratch = numbers_of(p, context);
   exact::attend_rows(p, out, context, [&](const exact::Row&, float* s, int64_t n, int worker) {
-    project(s, n, options.alpha, candidates[static_cast<size_t>(worker)].data());
+    project(s, n, options.alpha, scratch[static_cast<size_t>(worker)].candidates.data());
   });
+}
+
+void entmax_attention_backward(const Qkv& in, const EntmaxOptions& options, const View& grad_out,
+                               const EntmaxGrad& grad_in, Context& context) {
+  const exact::Problem p = check(in, options);
+  exact::require_arrays(kOp, in);
+  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v}, {});
+  std::vector<Numbers> scratch = numbers_of(p, context);
+  exact::backward_rows(
+      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v}, in.k.shape[2], false, context, [&](const exact::RowBlock& x) {
+        Numbers& w = scratch[static_cast<size_t>(x.worker)];
+        for (int64_t r = 0; r < x.count; ++r) {
+          float *s = x.s + r * x.stride, *g = x.g + r * x.stride, *slope = w.slopes.data();
+          const int64_t n = x.ends[r];
+          project(s, n, options.alpha, w.candidates.data(), slope);
+          double sum = 0, mean = 0;
+          for (int64_t j = 0; j < n; ++j) {
+            if (slope[j] == 0) continue;
+            sum += static_cast<double>(slope[j]);
+            mean += static_cast<double>(slope[j]) * static_cast<double>(g[j]);
+          }
+          mean /= sum;
+          for (int64_t j = 0; j < n; ++j)
+            g[j] = slope[j] == 0 ? 0.0f : slope[j] * static_cast<float>(static_cast<double>(g[j]) - mean);
+        }
+      });
 }
 
 }  // namespace attend

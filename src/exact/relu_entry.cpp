@@ -27,36 +27,23 @@ struct Switched {
   double keys = 0, queries = 0;
 };
 Switched may_switch(const Spec& spec, const Tensors& in, double error) {
-  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), bias = array(in, "bias", "bound"),
-             positions = array(in, "q_positions", "bound"), lengths = array(in, "kv_lens", "bound");
+  const View k = array(in, "k", "bound"), bias = array(in, "bias", "bound");
   const double scale = softmax_norms(spec, in).scale;
-  const int64_t heads = q.shape[1], queries = q.shape[2], d = q.shape[3], kv_heads = k.shape[1], keys = k.shape[2];
+  const int64_t group = array(in, "q", "bound").shape[1] / k.shape[1], keys = k.shape[2];
   Switched most;
-  std::vector<double> by_key(static_cast<size_t>(q.shape[0] * kv_heads * keys), 0);
-  for (int64_t row = 0; row < q.shape[0] * heads * queries; ++row) {
-    const int64_t b = row / (heads * queries), h = row / queries % heads, i = row % queries,
-                  length = lengths.data ? static_cast<int64_t>(value_at(lengths, b)) : keys,
-                  position = positions.data ? static_cast<int64_t>(value_at(positions, b * queries + i))
-                                            : i + length - queries;
-    const int64_t seen = spec.flag("causal") ? std::clamp<int64_t>(position + 1, 0, length) : length;
+  std::vector<double> by_key(static_cast<size_t>(k.shape[0] * k.shape[1] * keys), 0);
+  exact::each_bound_row(in, spec.flag("causal"), [&](const exact::BoundRow& row, int64_t) {
+    const double share = 1 / static_cast<double>(row.dots.size());
     double near = 0;
-    for (int64_t j = 0; j < seen; ++j) {
-      const int64_t key = (b * kv_heads + h / (heads / kv_heads)) * keys + j;
-      double s = 0;
-      for (int64_t c = 0; c < d; ++c) s += value_at(q, row * d + c) * value_at(k, key * d + c);
-      s *= scale;
-      if (bias.data) {
-        int64_t at = 0;
-        const int64_t index[] = {b, h, i, j};
-        for (int a = 0; a < 4; ++a) at = at * bias.shape[a] + (bias.shape[a] == 1 ? 0 : index[a]);
-        s += value_at(bias, at);
-      }
-      if (!(std::abs(s) <= error)) continue;
-      near += 1 / static_cast<double>(seen);
-      most.queries = std::max(most.queries, by_key[static_cast<size_t>(key)] += 1 / static_cast<double>(seen));
+    for (size_t j = 0; j < row.dots.size(); ++j) {
+      const int64_t slot = static_cast<int64_t>(j);
+      if (!(std::abs(scale * row.dots[j] + exact::bias_at(bias, row.b, row.h, row.i, slot)) <= error)) continue;
+      near += share;
+      double& queries = by_key[static_cast<size_t>((row.b * k.shape[1] + row.h / group) * keys + slot)];
+      most.queries = std::max(most.queries, queries += share);
     }
     most.keys = std::max(most.keys, near);
-  }
+  });
   return most;
 }
 

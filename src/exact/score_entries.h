@@ -54,7 +54,18 @@ struct BoundRow {
   std::vector<double> dots;         // q . key
 };
 
-// f(row, D) for every row that sees a key, from ports q, k, kv_lens and q_positions.
+// What is added to a score, by the axes of scores; axes of 1 are repeated, and no view adds 0.
+inline double bias_at(const View& bias, int64_t b, int64_t h, int64_t i, int64_t j) {
+  if (!bias.data) return 0;
+  int64_t at = 0, axis = 0;
+  for (const int64_t index : {b, h, i, j}) {
+    at = at * bias.shape[axis] + (bias.shape[axis] == 1 ? 0 : index);
+    ++axis;
+  }
+  return value_at(bias, at);
+}
+
+// f(row, D) for every row that sees a key, from ports q, k, kv_lens and q_positions. What it sees are the first keys.
 template <class F>
 void each_bound_row(const Tensors& in, bool causal, const F& f) {
   const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), lengths = array(in, "kv_lens", "bound"),

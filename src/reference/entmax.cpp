@@ -34,6 +34,19 @@ class EntmaxReference : public reference::RowReference {
     for (double& w : row.weight) w /= sum;
   }
 
+  // u = w^(2 - alpha) where w > 0: d w[t] / d s[j] = u[t] ([t = j] - u[j] / sum of u).
+  void pull(const Tensors&, const Row& row, const std::vector<double>& gradient,
+            std::vector<double>& d_score) const override {
+    std::vector<double> u;
+    double sum = 0, mean = 0;
+    for (size_t j = 0; j < row.weight.size(); ++j) {
+      u.push_back(row.weight[j] > 0 ? std::pow(row.weight[j], 2 - o_.alpha) : 0);
+      sum += u[j];
+      mean += u[j] * gradient[j];
+    }
+    for (size_t j = 0; j < u.size(); ++j) d_score[j] = u[j] * (gradient[j] - mean / sum);
+  }
+
  private:
   EntmaxOptions o_;
 };

@@ -24,4 +24,23 @@ namespace attend {
 // `sink_logits` of `in` must be absent.
 void entmax_attention(const Qkv& in, const EntmaxOptions& options, const View& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct EntmaxGrad {
+  View q = {}, k = {}, v = {};
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. Keys without a weight get nothing from a row, and give
+// it nothing.
+//
+//   g[i,j] = dot(d_out[i], v[j])      u = w^(2 - alpha) where w > 0, else 0
+//   ds[i,j] = u (g - sum_j u g / sum_j u)
+//   dq[i] = scale sum_j ds k[j]       dk[j] = scale sum_i ds q[i]       dv[j] = sum_i w d_out[i]
+//
+// Source   arXiv:1905.05702, section 3, the Jacobian of entmax (alpha = 2: arXiv:1602.02068, section 2.5)
+// Cost     2 (3 D + 2 Dv) flops for each pair and the projection; memory O(threads * ((Tk + 64) (D + Dv) + 2^20)).
+//          Threads take kv heads; sums are in ascending order of head and query, so that bits don't depend on threads.
+// Errors   as above
+void entmax_attention_backward(const Qkv& in, const EntmaxOptions& options, const View& grad_out,
+                               const EntmaxGrad& grad_in, Context& context);
+
 }  // namespace attend
