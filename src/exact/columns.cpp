@@ -1,22 +1,11 @@
 #include "exact/columns.h"
 
-#include "attend/simd/dense.h"
-#include "attend/simd/isa.h"
-#include "attend/tensor/parallel.h"
+#include "exact/widen.h"
 
 namespace attend::exact {
 
-Columns::Columns(const Problem& p, const View& k, Context& context) : p_(p), keys_(k.shape[2]), k_(k) {
-  if (k.type == DType::kF32) return;
-  widened_ = Buffer(std::max<int64_t>(1, k.count()) * 4);
-  k_ = dense_view(widened_.data(), DType::kF32, k.rank, k.shape);
-  const DenseKernels& kernels = dense_kernels(active_isa(context));
-  parallel_for(context.threads, p.batch * p.kv_heads, [&](int64_t task, int) {
-    const int64_t b = task / p_.kv_heads, h = task % p_.kv_heads;
-    kernels.widen(k.type, k.as<char>() + (b * k.stride[0] + h * k.stride[1]) * size_of(k.type), k.stride[2], keys_,
-                  p_.d, k_.at<float>({b, h}), p_.d);
-  });
-}
+Columns::Columns(const Problem& p, const View& k, Context& context)
+    : p_(p), keys_(k.shape[2]), k_(widened(k, widened_, context)) {}
 
 void Columns::lse(const float* row, float* out, Context& context) const {
   // One call for each query head of a group: its heads are a strided view.

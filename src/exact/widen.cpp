@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <bit>
 
+#include "attend/simd/dense.h"
 #include "attend/simd/hook.h"
+#include "attend/simd/isa.h"
+#include "attend/tensor/parallel.h"
 
 namespace attend::exact {
 namespace {
@@ -41,6 +44,19 @@ void widen(const View& x, int64_t offset, int64_t n, Isa isa, float* to) {
   } else {
     Widen::avx512(x, offset, n, to);
   }
+}
+
+View widened(const View& x, Buffer& memory, Context& context) {
+  if (x.type == DType::kF32) return x;
+  memory = Buffer(std::max<int64_t>(1, x.count()) * 4);
+  const View wide = dense_view(memory.data(), DType::kF32, x.rank, x.shape);
+  const DenseKernels& kernels = dense_kernels(active_isa(context));
+  parallel_for(context.threads, x.shape[0] * x.shape[1], [&](int64_t task, int) {
+    const int64_t b = task / x.shape[1], h = task % x.shape[1];
+    kernels.widen(x.type, x.as<char>() + (b * x.stride[0] + h * x.stride[1]) * size_of(x.type), x.stride[2], x.shape[2],
+                  x.shape[3], wide.at<float>({b, h}), x.shape[3]);
+  });
+  return wide;
 }
 
 }  // namespace attend::exact

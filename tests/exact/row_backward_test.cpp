@@ -3,8 +3,10 @@
 
 #include <cmath>
 
+#include "attend/exact/entmax.h"
 #include "attend/exact/relative.h"
 #include "attend/exact/relu.h"
+#include "attend/exact/reversed.h"
 #include "attend/exact/urpe.h"
 #include "attend/tensor/error.h"
 #include "exact/call.h"
@@ -107,6 +109,34 @@ TEST_P(RowBackward, ASharedTableGathersWhatHeadsWouldGet) {
   }
 }
 
+// Values are unit vectors, so that out are the weights.
+TEST_P(RowBackward, SparsemaxGivesKeysWithoutAWeightNothing) {
+  constexpr int64_t kKeys = 12, kD = 4;
+  std::vector<float> q = random_floats(kD, 1), k = random_floats(kKeys * kD, 2), v(kKeys * kKeys, 0.0f), out(kKeys),
+                     d_out = random_floats(kKeys, 3), dk(k.size(), NAN), dv(v.size(), NAN);
+  for (size_t j = 0; j < kKeys; ++j) v[j * kKeys + j] = 1;
+  const Qkv in{.q = dense_view(q.data(), DType::kF32, {1, 1, 1, kD}),
+               .k = dense_view(k.data(), DType::kF32, {1, 1, kKeys, kD}),
+               .v = dense_view(v.data(), DType::kF32, {1, 1, kKeys, kKeys})};
+  const EntmaxOptions options{.alpha = 2};
+  const View one_row = dense_view(out.data(), DType::kF32, {1, 1, 1, kKeys});
+  entmax_attention(in, options, one_row, context_);
+  View loss = one_row;
+  loss.data = d_out.data();
+  entmax_attention_backward(
+      in, options, loss,
+      {.k = dense_view(dk.data(), DType::kF32, 4, in.k.shape), .v = dense_view(dv.data(), DType::kF32, 4, in.v.shape)},
+      context_);
+  int without = 0;
+  for (size_t j = 0; j < kKeys; ++j) {
+    without += out[j] == 0;
+    for (size_t c = 0; c < kD; ++c) EXPECT_EQ(dk[j * kD + c] == 0, out[j] == 0) << j;
+    for (size_t c = 0; c < kKeys; ++c) EXPECT_EQ(dv[j * kKeys + c], out[j] * d_out[c]) << j;
+  }
+  EXPECT_GT(without, 0);
+  EXPECT_LT(without, kKeys - 1);
+}
+
 TEST_P(RowBackward, NeedsNoMatrixOfAllPairs) {
   constexpr int64_t kLength = 6000;  // a matrix: 144 MB
   test::SmallCall call(1, 1, 1, kLength, kLength, 8, 8);
@@ -141,6 +171,13 @@ TEST_P(RowBackward, RefusesWhatItCannotDo) {
   EXPECT_TRUE(refused({.relative_keys = dense_view(own.data(), DType::kF32, {1, 31, 16})}, {}));
   EXPECT_FALSE(refused({.relative_keys = dense_view(own.data(), DType::kF32, {1, 31, 16})}, loss()));
   EXPECT_THROW(relu_attention_backward(in, {}, {}, {}, context_), Error);
+  EXPECT_THROW(entmax_attention_backward(in, {}, {}, {}, context_), Error);
+  EXPECT_THROW(entmax_attention_backward(in, {.alpha = 1}, loss().out, {}, context_), Error);
+  EXPECT_THROW(reversed_attention_backward(in, {}, {}, {}, {}, {}, context_), Error);
+  EXPECT_THROW(reversed_attention_backward(in, {}, {}, {}, loss().out, {.k = in.k}, context_), Error);
+  EXPECT_THROW(reversed_attention_backward(in, {}, {}, {}, loss().out,
+                                           {.message = dense_view(own.data(), DType::kF32, {2, 600})}, context_),
+               Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Usable, RowBackward, testing::ValuesIn(test::usable_isas()),

@@ -24,4 +24,23 @@ namespace attend {
 void reversed_attention(const Qkv& in, const View& select, const View& message, const ReversedOptions& options,
                         const View& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct ReversedGrad {
+  View q = {}, k = {}, v = {}, select = {}, message = {};
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. It is the backward pass of softmax attention in which
+// keys ask, queries are the keys and d_out the values:
+//
+//   r[j] = sum_i w[i,j] d_out[i]      a = select[h,j] message[j]
+//   ds[i,j] = w[i,j] a (dot(d_out[i], v[j]) - dot(r[j], v[j]))
+//   dq[i] = scale sum_j ds k[j]       dk[j] = scale sum_i ds q[i]       dv[j] = sum over heads of a r[j]
+//   d select[h,j] = message[j] dot(r[j], v[j])    d message[j] = sum over heads of select[h,j] dot(r[j], v[j])
+//
+// Source   the derivative of the definition
+// Cost     that of softmax attention's forward and backward pass; memory O(B Hkv Tk (2 D + 3 Dv)), never Tq * Tk
+// Errors   as above
+void reversed_attention_backward(const Qkv& in, const View& select, const View& message, const ReversedOptions& options,
+                                 const View& grad_out, const ReversedGrad& grad_in, Context& context);
+
 }  // namespace attend
