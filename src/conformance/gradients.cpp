@@ -1,7 +1,9 @@
 // Gradients: the definition's against differences of the definition, the kernel's against the definition's.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "attend/simd/isa.h"
 #include "attend/tensor/error.h"
@@ -9,6 +11,8 @@
 
 namespace attend::conformance {
 namespace {
+
+constexpr double kLargestBoundShare = 0.05;
 
 using Arrays = std::map<std::string, Array, std::less<>>;
 
@@ -94,8 +98,12 @@ std::string Suite::compare_gradients(const Call& call, const Tensors& loss) {
     if (const int64_t at = first_difference(array.view(), with_threads.find(name)->second.view()); at >= 0)
       return fmt::format("{}[{}] depends on the number of threads", output, at);
     const double limit = entry_.bound(complete, with_loss, output);
-    if (std::string failure = compare(output, array.view(), want.find(name)->second.view, limit); !failure.empty())
-      return failure;
+    const View& wanted = want.find(name)->second.view;
+    if (std::string failure = compare(output, array.view(), wanted, limit); !failure.empty()) return failure;
+    double most = 0;
+    for (int64_t i = 0; i < wanted.count(); ++i) most = std::max(most, std::abs(value_at(wanted, i)));
+    double& share = bound_share_.try_emplace(name, std::numeric_limits<double>::infinity()).first->second;
+    if (most > 0) share = std::min(share, limit / most);
   }
   return {};
 }
@@ -166,6 +174,12 @@ void Suite::check_gradients() {
           record("definition's gradients", call.text(), [&] { return compare_differences(call, loss); });
       }
     }
+  // A bound that no error exceeds would prove nothing.
+  for (const auto& [port, share] : bound_share_)
+    record("gradients' bounds", port, [&]() -> std::string {
+      if (share <= kLargestBoundShare) return {};
+      return fmt::format("the bound of grad {} is never below {:.2g} of the largest gradient", port, share);
+    });
 }
 
 }  // namespace attend::conformance

@@ -113,8 +113,8 @@ constexpr Entry kEntmax = {
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             entmax_attention(qkv, o, out.out, context);
           },
-          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOutGrad& grad_out, const Tensors& grad_in,
-                                   Context& context) {
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
             auto to = [&](std::string_view name) { return array(grad_in, name, "entmax"); };
             entmax_attention_backward(qkv, o, grad_out.out, {to("q"), to("k"), to("v")}, context);
           });

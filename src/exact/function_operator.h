@@ -12,7 +12,7 @@ namespace attend::exact {
 struct NoBackward {};
 
 // An operator from a function of the arguments that softmax attention has, and of all ports; the backward pass, where
-// there is one, is back(arguments, ports, gradients of outputs, gradients of ports, context).
+// there is one, is back(arguments, ports, outputs, gradients of outputs, gradients of ports, context).
 template <class F, class Back = NoBackward>
 class FunctionOperator final : public AttentionOperator {
  public:
@@ -24,7 +24,8 @@ class FunctionOperator final : public AttentionOperator {
     if constexpr (std::is_same_v<Back, NoBackward>) {
       Operator::backward(in, out, grad_out, grad_in, context);
     } else {
-      back_(inputs(in, 0), in, AttnOutGrad{array(grad_out, "out"), array(grad_out, "lse")}, grad_in, context);
+      back_(inputs(in, 0), in, outputs(out), AttnOutGrad{array(grad_out, "out"), array(grad_out, "lse")}, grad_in,
+            context);
     }
   }
 

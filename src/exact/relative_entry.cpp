@@ -121,7 +121,7 @@ constexpr Entry kEntry = {
           [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
             relative_attention(qkv, tables(in), o, out, context);
           },
-          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOutGrad& grad_out,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut&, const AttnOutGrad& grad_out,
                                    const Tensors& grad_in, Context& context) {
             const RelativeTables to = tables(grad_in);
             relative_attention_backward(

@@ -86,8 +86,8 @@ constexpr Entry kRelu = {
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             relu_attention(qkv, o, out.out, context);
           },
-          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOutGrad& grad_out, const Tensors& grad_in,
-                                   Context& context) {
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
             relu_attention_backward(
                 qkv, o, grad_out.out,
                 {array(grad_in, "q", "relu"), array(grad_in, "k", "relu"), array(grad_in, "v", "relu")}, context);

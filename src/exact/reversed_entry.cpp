@@ -90,7 +90,7 @@ constexpr Entry kReversed = {
             reversed_attention(qkv, array(in, "select", "reversed"), array(in, "message", "reversed"), o, out.out,
                                context);
           },
-          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOutGrad& grad_out,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut&, const AttnOutGrad& grad_out,
                                    const Tensors& grad_in, Context& context) {
             auto to = [&](std::string_view name) { return array(grad_in, name, "reversed"); };
             reversed_attention_backward(qkv, array(in, "select", "reversed"), array(in, "message", "reversed"), o,

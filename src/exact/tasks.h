@@ -1,5 +1,6 @@
 #pragma once
 // Parallel tasks that call the library themselves.
+#include <algorithm>
 #include <exception>
 #include <vector>
 
@@ -32,11 +33,11 @@ void run_tasks(Context& context, int64_t count, const F& f) {
 }
 
 // Memory that the context keeps between calls, apart from what kernels use; `index` tells apart what one call needs at
-// once. Uninitialised.
+// once. Uninitialised, never null.
 inline float* kept_floats(Context& context, int index, int64_t floats) {
   const size_t at = static_cast<size_t>(context.threads) + 1 + static_cast<size_t>(index);
   if (context.scratch.size() <= at) context.scratch.resize(at + 1);
-  return reinterpret_cast<float*>(context.scratch[at].reserve(floats * static_cast<int64_t>(sizeof(float))));
+  return reinterpret_cast<float*>(context.scratch[at].reserve(std::max<int64_t>(1, floats) * 4));
 }
 
 }  // namespace attend::exact

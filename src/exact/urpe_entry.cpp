@@ -76,7 +76,7 @@ constexpr Entry kEntry = {
           [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
             urpe_attention(qkv, array(in, "multiplier", "urpe"), array(in, "distance_bias", "urpe"), o, out, context);
           },
-          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOutGrad& grad_out,
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut&, const AttnOutGrad& grad_out,
                                    const Tensors& grad_in, Context& context) {
             auto to = [&](std::string_view name) { return array(grad_in, name, "urpe"); };
             urpe_attention_backward(qkv, array(in, "multiplier", "urpe"), array(in, "distance_bias", "urpe"), o,

@@ -26,4 +26,15 @@ namespace attend {
 
 void coca_attention(const Qkv& in, const CocaOptions& options, const AttnOut& out, Context& context);
 
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent; `forward` holds both outputs. With L =
+// |q[i,p]|^2, and gradients dL and dg of what meets in the dot product, which softmax attention's backward pass gives:
+//
+//   dq[i,p,.] = 2 q[i,p,.] dL      dt[j,p,.] = dg / 2 where the mean of t[j,p] is above 0, else 0
+//
+// Source   the derivative of the definition
+// Cost     that of softmax_attention_backward and O((Tq + Tk) D)
+// Errors   as softmax_attention_backward
+void coca_attention_backward(const Qkv& in, const CocaOptions& options, const AttnOut& forward,
+                             const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context);
+
 }  // namespace attend
