@@ -1,8 +1,8 @@
-// Products of a split by AMX tiles in bytes, 32 rows at a time: the integers of products_int8-inl.h, whose sums are exact
-// and are made floats in the same order, so bits are those of AVX512_VNNI. See math-inl.h on how it is included.
+// Products of a split by AMX tiles in bytes, 32 rows at a time: the integers of products_int8-inl.h, whose sums are
+// exact and become floats in the same order, so bits are those of AVX512_VNNI. See math-inl.h on how it is included.
 //
-// A tile is 64 elements of D, or the 64 keys of a block of weights. What fills it up are zeros in the first operand; what
-// lies beside them in the second is multiplied with nothing.
+// A tile is 64 elements of D, or the 64 keys of a block of weights. Zeros fill it up in the first operand, so it makes
+// no difference what lies beside them in the second.
 #include <immintrin.h>
 
 #include <algorithm>

@@ -48,7 +48,7 @@ TEST_F(Amx, Int8HasTheBitsOfDotProducts) {
       }
 }
 
-// Rows that see parts of blocks, under a mask and a hook; values that are not finite reach the rows that see them alone.
+// Rows that see parts of blocks, under a mask and a hook; values that are not finite reach those alone that see them.
 TEST_F(Amx, Int8HasTheBitsOfDotProductsWithMasksHooksAndBadValues) {
   test::SmallCall call(1, 2, 1, 70, 600, 72, 48);
   call.v[static_cast<size_t>(300 * 48 + 5)] = NAN, call.k[static_cast<size_t>(580 * 72)] = INFINITY;
