@@ -33,4 +33,22 @@ struct MlaIn {
 
 void mla_attention(const MlaIn& in, const MlaOptions& options, const AttnOut& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct MlaGrad {
+  View q = {}, cache = {}, w_uk = {}, w_uv = {};
+};
+
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent. With a[h,i] the absorbed query, u[h,i]
+// the weighted latents and da, dk and dv what softmax attention's backward pass makes of du = W_uv[h]' d_out:
+//
+//   dq[h,i] = [W_uk[h] da[:R], da[R:]]   d cache[j] = dk[j] + [dv[j], 0]
+//   d W_uk[h] = sum_i n[h,i] da[:R]'     d W_uv[h] = sum_i d_out[h,i] u[h,i]'
+//
+// Source   the derivative of the definition
+// Cost     that of softmax attention's forward and backward pass to a head of R + rope, and 4 R (D - rope + Dv) a query;
+//          memory O(B (Hq Tq (R + rope) + Tk R)) beside what that takes. Sums over batch entries and queries ascend.
+// Errors   as above
+void mla_attention_backward(const MlaIn& in, const MlaOptions& options, const AttnOutGrad& grad_out,
+                            const MlaGrad& grad_in, Context& context);
+
 }  // namespace attend
