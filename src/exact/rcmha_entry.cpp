@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <cmath>
+#include <string>
+
 #include "attend/exact/rcmha.h"
 #include "attend/reference/rcmha.h"
 #include "exact/entries.h"
@@ -26,10 +30,49 @@ constexpr Port kOut[] = {port::kOut, port::kLse};
 constexpr Paper kPapers[] = {
     {"RCMHA: Relative Convolutional Multi-Head Attention for Natural Language Modelling", "2308.03429", "081"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {
+                               "q",       "k",       "v",       "kernel_q",      "kernel_k",     "kernel_v",
+                               "shift_q", "shift_k", "shift_v", "relative_keys", "content_bias", "distance_bias"};
 
 RcmhaOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
+}
+
+RcmhaKernels kernels(const Tensors& in) {
+  auto port = [&](std::string_view name) { return array(in, name, "rcmha"); };
+  return {port("kernel_q"), port("kernel_k"), port("kernel_v"), port("shift_q"), port("shift_k"), port("shift_v")};
+}
+
+RelativeTables tables(const Tensors& in) {
+  auto port = [&](std::string_view name) { return array(in, name, "rcmha"); };
+  return {.keys = port("relative_keys"), .content = port("content_bias"), .bias = port("distance_bias")};
+}
+
+// What relative attention's gradients of convolved queries, keys and values err by, and through the convolutions: a
+// gradient of x sums W products with taps, one of a tap as many as there are rows.
+double gradient_bound(const bound::SoftmaxNorms& norms, const Tensors& in, std::string_view port, double query,
+                      double key) {
+  auto view = [&](std::string_view name) { return array(in, name, "bound"); };
+  bound::SoftmaxGradientNorms n = gradient_norms(norms, in);
+  const View q = view("q"), k = view("k"), table = view("relative_keys");
+  // The elements and rows are those of convolved arrays, which are no longer than these.
+  n.q_max = query, n.k_max = key, n.value = std::sqrt(static_cast<double>(n.dv)) * norms.value;
+  const double far = exact::largest(table), content = exact::largest(view("content_bias"));
+  const int64_t width = view("kernel_q").shape[0], rows = q.shape[0] * q.shape[2], heads_k = k.shape[0] * k.shape[1],
+                shared = view(port).shape[0] == 1 ? q.shape[1] : 1, chain = norms.keys + table.shape[1] + rows + 8;
+  const double all = static_cast<double>(rows * shared);
+  if (port == "relative_keys") return exact::rows_gradient(n, all, norms.scale * query, chain);
+  if (port == "content_bias") return exact::rows_gradient(n, all, norms.scale * key, chain);
+  if (port == "distance_bias") return exact::rows_gradient(n, all, norms.scale, chain);
+  const char of = port.back();
+  const double back = of == 'q'   ? exact::rows_gradient(n, 1, norms.scale * (key + far), chain + width)
+                      : of == 'k' ? exact::rows_gradient(n, static_cast<double>(n.rows),
+                                                         norms.scale * (query + content), n.rows + width)
+                                  : exact::rows_weights(n, static_cast<double>(n.rows), n.d_out, n.rows + width);
+  if (port.size() == 1) return static_cast<double>(width) * exact::largest(view("kernel_" + std::string(port))) * back;
+  const double terms = static_cast<double>(of == 'q' ? q.shape[0] * q.shape[1] * q.shape[2] : heads_k * k.shape[2]);
+  return terms * back * (port.starts_with("shift") ? 1 : exact::largest(view(port.substr(port.size() - 1)))) + 1e-37;
 }
 
 // A convolved row is no longer than the sum over taps of their largest magnitude times the longest row, and moves by
@@ -58,6 +101,9 @@ double rcmha_bound(const Spec& spec, const Tensors& in, std::string_view output)
   const double first = norms.scale * norms.query * norms.key;
   const double error = (bound::gamma(norms.d + 4) + gamma) * second + (2 * gamma + 2 * bound::kEpsilon) * first +
                        3 * bound::kEpsilon * bias;
+  if (output.starts_with("grad"))
+    return gradient_bound(exact::with_scores(norms, second + bias, error), in, output.substr(5), norms.query,
+                          norms.key);
   return exact::scored(norms, second + bias, error, output) + (output == "out" ? gamma * norms.value : 0);
 }
 
@@ -74,20 +120,25 @@ constexpr Entry kEntry = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes = "Queries come whole: each is convolved with those before it.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "rcmha", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
-            rcmha_attention(
-                qkv,
-                {array(in, "kernel_q", "rcmha"), array(in, "kernel_k", "rcmha"), array(in, "kernel_v", "rcmha"),
-                 array(in, "shift_q", "rcmha"), array(in, "shift_k", "rcmha"), array(in, "shift_v", "rcmha")},
-                {.keys = array(in, "relative_keys", "rcmha"),
-                 .content = array(in, "content_bias", "rcmha"),
-                 .bias = array(in, "distance_bias", "rcmha")},
-                o, out, context);
+            rcmha_attention(qkv, kernels(in), tables(in), o, out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "rcmha"); };
+            rcmha_attention_backward(qkv, kernels(in), tables(in), o, grad_out,
+                                     {to("q"), to("k"), to("v"), kernels(grad_in), to("relative_keys"),
+                                      to("content_bias"), to("distance_bias")},
+                                     context);
           });
     },
     .reference = [](const Spec& spec) { return make_rcmha_reference(options_from(spec)); },

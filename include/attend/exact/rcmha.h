@@ -29,4 +29,24 @@ struct RcmhaKernels {
 void rcmha_attention(const Qkv& in, const RcmhaKernels& kernels, const RelativeTables& tables,
                      const RcmhaOptions& options, const AttnOut& out, Context& context);
 
+// Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
+struct RcmhaGrad {
+  View q = {}, k = {}, v = {};
+  RcmhaKernels kernels = {};
+  View relative_keys = {}, content_bias = {}, distance_bias = {};
+};
+
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent: relative attention's backward pass,
+// whose gradients of x~ go back through the convolutions.
+//
+//   dx[t] = sum_w kernel_x[w] dx~[t + (W - 1) - w]
+//   d kernel_x[w] = sum of dx~[t] x[t - (W - 1) + w]     d shift_x = sum of dx~[t], over texts, heads and t
+//
+// Source   the derivative of the definition
+// Cost     that of relative_attention_backward and 4 W flops an element of q, k and v. Memory O((Tq + Tk) D)
+// Errors   as above
+void rcmha_attention_backward(const Qkv& in, const RcmhaKernels& kernels, const RelativeTables& tables,
+                              const RcmhaOptions& options, const AttnOutGrad& grad_out, const RcmhaGrad& grad_in,
+                              Context& context);
+
 }  // namespace attend
