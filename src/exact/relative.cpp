@@ -7,11 +7,15 @@
 #include <limits>
 #include <vector>
 
+#include "attend/simd/dense.h"
+#include "attend/simd/hook_math.h"
+#include "attend/simd/isa.h"
 #include "attend/simd/product.h"
 #include "attend/tensor/error.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
 #include "exact/relative_check.h"
+#include "exact/run_under.h"
 #include "exact/tasks.h"
 
 namespace attend {
@@ -222,53 +226,86 @@ class Relative {
       softmax_attention(far, {.causal = true, .scale = p_.scale},
                         {.lse = dense_view(left.data(), DType::kF32, {1, p_.group, g.rows})}, context);
     }
-    std::vector<float> key(static_cast<size_t>(p_.d));
+    const Near near = near_of(g, keys);
+    std::vector<float> weights(static_cast<size_t>(g.rows * near.table_rows));
+    const DenseKernels& kernels = dense_kernels(active_isa(context));
     for (int64_t h = 0; h < p_.group; ++h) {
       const int64_t head = g.kv_head * p_.group + h;
+      const View& table = tables_.values;
+      auto value = [&](int64_t row) { return table.at<float>({table.shape[0] == 1 ? 0 : head, row}); };
+      weigh(g, near, part, to.lse, h, weights.data(), context);
       for (int64_t r = 0; r < g.rows; ++r) {
         const float lse = *to.lse.at<float>({0, h, r});
         if (lse == -std::numeric_limits<float>::infinity()) continue;
         float* out = to.out.at<float>({0, h, r});
-        const float* q = part.q.at<float>({0, h, r});
-        auto add = [&](float weight, int64_t row) {
-          const float* value = tables_.values.at<float>({tables_.values.shape[0] == 1 ? 0 : head, row});
-          for (int64_t c = 0; c < p_.dv; ++c) out[c] += weight * value[c];
+        auto add = [&](const float* weight, int64_t row, int64_t rows) {
+          kernels.add_rows(weight, 0, 1, rows, value(row), table.stride[1], p_.dv, out, 0);
         };
-        if (clip_ == 0) {
-          add(1, 0);
-          continue;
-        }
-        const int64_t position = g.position + r;
-        const float beyond = std::exp(left[static_cast<size_t>(h * g.rows + r)] - lse);
+        const float beyond = clip_ == 0 ? 1 : std::exp(left[static_cast<size_t>(h * g.rows + r)] - lse);
+        add(&beyond, 0, 1);
+        if (clip_ == 0) continue;
+        const float* own = weights.data() + r * near.table_rows;
         float rest = 1 - beyond;
-        if (beyond != 0) add(beyond, 0);
-        const int64_t begin = std::max<int64_t>(0, position - clip_ + 1),
-                      end = std::min(keys, options_.causal ? position + 1 : position + clip_);
-        for (int64_t j = begin; j < end; ++j) {
-          const float weight = std::exp(dot(q, part.k, j, key) + *part.bias.at<float>({0, h, r, j}) - lse);
-          rest -= weight;
-          add(weight, table_row(j - position));
-        }
+        for (int64_t t = 0; t < near.table_rows; ++t) rest -= own[t];
+        add(own, near.table_row, near.table_rows);
         // What is left of 1 lies at distance K or more, if a visible key does.
-        const int64_t visible = options_.causal ? std::min(keys, position + 1) : keys;
-        if (visible > position + clip_ && rest > 0) add(rest, last_row());
+        const int64_t position = g.position + r, visible = options_.causal ? std::min(keys, position + 1) : keys;
+        if (visible > position + clip_ && rest > 0) add(&rest, last_row(), 1);
       }
     }
   }
 
-  float dot(const float* q, const View& k, int64_t j, std::vector<float>& key) const {
-    const int64_t at = j * k.stride[2];
-    for (int64_t c = 0; c < p_.d; ++c) {
-      float& x = key[static_cast<size_t>(c)];
-      if (k.type == DType::kF32) x = k.as<float>()[at + c];
-      if (k.type == DType::kF16) x = to_f32(k.as<F16>()[at + c]);
-      if (k.type == DType::kBF16) x = to_f32(k.as<BF16>()[at + c]);
+  // What queries of a group meet at distances below K: keys [begin, end) and rows of the table.
+  struct Near {
+    int64_t begin, end, table_row, table_rows;
+  };
+  int64_t near_begin(int64_t position) const { return std::max<int64_t>(0, position - clip_ + 1); }
+  int64_t near_end(int64_t position, int64_t keys) const {
+    return std::min(keys, options_.causal ? position + 1 : position + clip_);
+  }
+  Near near_of(const Group& g, int64_t keys) const {
+    const int64_t last = g.position + g.rows - 1;
+    const int64_t row = table_row(near_begin(last) - last),
+                  end = table_row(near_end(g.position, keys) - 1 - g.position) + 1;
+    return {near_begin(g.position), near_end(last, keys), row, clip_ == 0 ? 0 : std::max<int64_t>(0, end - row)};
+  }
+
+  // weights[j] = exp(scale * s + bias - lse) of a row, over n keys.
+  struct Exponentials {
+    const float *s, *bias;
+    float scale, lse;
+    int64_t n;
+    float* weights;
+
+    [[gnu::always_inline]] inline void run() const {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) weights[j] = hook_exp(scale * s[j] + bias[j] - lse);
     }
-    float lanes[16] = {};
-    for (int64_t c = 0; c < p_.d; ++c) lanes[c % 16] += q[c] * key[static_cast<size_t>(c)];
-    float sum = 0;
-    for (float lane : lanes) sum += lane;
-    return p_.scale * sum;
+  };
+
+  // Weights by query and row of the table; 0 where a query has no key.
+  void weigh(const Group& g, const Near& near, const Qkv& part, const View& lse, int64_t h, float* weights,
+             Context& context) const {
+    const Isa isa = active_isa(context);
+    const DenseKernels& kernels = dense_kernels(isa);
+    std::fill_n(weights, g.rows * near.table_rows, 0.0f);
+    std::vector<float> panel(static_cast<size_t>(kPanelKeys * p_.d)), s(static_cast<size_t>(kPanelKeys * g.rows));
+    for (int64_t first = near.begin; first < near.end; first += kPanelKeys) {
+      const int64_t count = std::min<int64_t>(kPanelKeys, near.end - first);
+      kernels.pack(part.k.type, part.k.as<char>() + first * part.k.stride[2] * size_of(part.k.type), part.k.stride[2],
+                   count, p_.d, panel.data());
+      kernels.dots(part.q.at<float>({0, h}), p_.d, g.rows, p_.d, panel.data(), s.data(), kPanelKeys);
+      for (int64_t r = 0; r < g.rows; ++r) {
+        const int64_t position = g.position + r, begin = std::max(first, near_begin(position)),
+                      end = std::min(first + count, near_end(position, part.k.shape[2]));
+        const float of_row = *lse.at<float>({0, h, r});
+        if (begin >= end || of_row == -std::numeric_limits<float>::infinity()) continue;
+        exact::run_under(isa,
+                         Exponentials{s.data() + r * kPanelKeys + begin - first, part.bias.at<float>({0, h, r, begin}),
+                                      p_.scale, of_row, end - begin,
+                                      weights + r * near.table_rows + table_row(begin - position) - near.table_row});
+      }
+    }
   }
 
   const Qkv& in_;

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "attend/simd/hook.h"
 #include "exact/rows.h"
+#include "exact/run_under.h"
 
 namespace attend::exact {
 
@@ -32,20 +32,6 @@ struct RowBlock {
   float* dq;               // [count, D]
   int worker;
 };
-
-// Runs body.run(), which is inlined, under the flags of an instruction set.
-template <class Body>
-ATTEND_TARGET_AVX2 void run_under_avx2(const Body& body) {
-  body.run();
-}
-template <class Body>
-ATTEND_TARGET_AVX512 void run_under_avx512(const Body& body) {
-  body.run();
-}
-template <class Body>
-void run_under(Isa isa, const Body& body) {
-  (isa == Isa::kAvx2 ? run_under_avx2<Body> : run_under_avx512<Body>)(body);
-}
 
 // What one thread needs for a kv head.
 struct RowBackwardWorkspace {
