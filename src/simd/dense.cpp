@@ -250,38 +250,51 @@ template <int W>
 ATTEND_INLINE void dots(const float* x, int64_t x_stride, int64_t rows, int64_t d, const float* panel, float* s,
                         int64_t s_stride) {
   int64_t r = 0;
+  for (; W == 16 && r + 6 <= rows; r += 6)
+    dots_block<W, 6>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
   for (; r + 2 <= rows; r += 2) dots_block<W, 2>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
   for (; r < rows; ++r) dots_block<W, 1>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
 }
 
-// One row against N vectors of W columns of the values.
-template <int W, int N>
-ATTEND_INLINE void add_columns(const float* w, int64_t keys, const float* v, int64_t v_stride, float* out) {
-  float sum[N][W];
-  for (int i = 0; i < N; ++i) std::copy_n(out + i * W, W, sum[i]);
+// R rows against N vectors of W columns of the values.
+template <int W, int N, int R>
+ATTEND_INLINE void add_columns(const float* w, int64_t w_stride, int64_t keys, const float* v, int64_t v_stride,
+                               float* out, int64_t out_stride) {
+  float sum[R][N][W];
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N; ++i) std::copy_n(out + r * out_stride + i * W, W, sum[r][i]);
   for (int64_t j = 0; j < keys; ++j) {
-    const float weight = w[j];
-    if (weight == 0) continue;
     const float* row = v + j * v_stride;
-    ATTEND_UNROLL for (int i = 0; i < N; ++i) {
+    ATTEND_UNROLL for (int r = 0; r < R; ++r) {
+      const float weight = w[r * w_stride + j];
+      if (weight == 0) continue;
+      ATTEND_UNROLL for (int i = 0; i < N; ++i) {
 #pragma omp simd
-      for (int l = 0; l < W; ++l) sum[i][l] = __builtin_fmaf(weight, row[i * W + l], sum[i][l]);
+        for (int l = 0; l < W; ++l) sum[r][i][l] = __builtin_fmaf(weight, row[i * W + l], sum[r][i][l]);
+      }
     }
   }
-  for (int i = 0; i < N; ++i) std::copy_n(sum[i], W, out + i * W);
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N; ++i) std::copy_n(sum[r][i], W, out + r * out_stride + i * W);
+}
+
+template <int W, int R>
+ATTEND_INLINE void add_some_rows(const float* w, int64_t w_stride, int64_t keys, const float* v, int64_t v_stride,
+                                 int64_t width, float* out, int64_t out_stride) {
+  int64_t c = 0;
+  for (; c + 64 <= width; c += 64) add_columns<W, 64 / W, R>(w, w_stride, keys, v + c, v_stride, out + c, out_stride);
+  for (; c + 16 <= width; c += 16) add_columns<W, 16 / W, R>(w, w_stride, keys, v + c, v_stride, out + c, out_stride);
+  for (; c < width; ++c) add_columns<1, 1, R>(w, w_stride, keys, v + c, v_stride, out + c, out_stride);
 }
 
 template <int W>
 ATTEND_INLINE void add_rows(const float* w, int64_t w_stride, int64_t rows, int64_t keys, const float* v,
                             int64_t v_stride, int64_t width, float* out, int64_t out_stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* weights = w + r * w_stride;
-    float* to = out + r * out_stride;
-    int64_t c = 0;
-    for (; c + 64 <= width; c += 64) add_columns<W, 64 / W>(weights, keys, v + c, v_stride, to + c);
-    for (; c + 16 <= width; c += 16) add_columns<W, 16 / W>(weights, keys, v + c, v_stride, to + c);
-    for (; c < width; ++c) add_columns<1, 1>(weights, keys, v + c, v_stride, to + c);
-  }
+  int64_t r = 0;
+  for (; W == 16 && r + 4 <= rows; r += 4)  // wide vectors have 32 registers
+    add_some_rows<W, 4>(w + r * w_stride, w_stride, keys, v, v_stride, width, out + r * out_stride, out_stride);
+  for (; r < rows; ++r)
+    add_some_rows<W, 1>(w + r * w_stride, w_stride, keys, v, v_stride, width, out + r * out_stride, out_stride);
 }
 
 ATTEND_INLINE float exponentials(float* s, int64_t n, float* largest) {
