@@ -8,6 +8,13 @@
 namespace attend {
 namespace HWY_NAMESPACE {
 
+// Whether a job of so many rows reads keys in place and values in one stream. Two groups of rows widen all twice, which
+// is cheap for plain numbers only.
+inline bool reads_in_place(int rows, bool coded) {
+  constexpr int kMostPlainRows = 10;
+  return rows <= (coded ? kGroupRows : kMostPlainRows);
+}
+
 #if ATTEND_AVX512
 
 // f(std::integral_constant<int, i>) for i in [0, kCount).
@@ -115,13 +122,16 @@ HWY_INLINE void transpose_halves(const uint8_t* p, int64_t stride, __m512i (&wor
 }
 
 // s[r, c] = sum_k q[k, r] keys[c, k] for kSets times 16 keys, ascending k. The integers or floats of a row are a multiple
-// of 32 bytes. Keys come from memory, and so do the next.
+// of 32 bytes. Keys come from memory, and so do the next. These are all read before the first is done with, so what is
+// asked for lies beyond the last.
 template <int kRows, int kSets, class Rows>
 HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows keys, int64_t stride_bytes,
                              float* HWY_RESTRICT s, int64_t s_stride) {
   using Bytes = KeyBytes<Rows>;
   constexpr int kMostBlocks = 512 / 32, kLines = 8 * kSets;
-  const uint8_t *first = Bytes::first(keys), *next = first + Bytes::kAhead;
+  constexpr int64_t kBeyondBytes = 4096;
+  const uint8_t *first = Bytes::first(keys),
+                *next = first + std::max(Bytes::kAhead, kSets * kLanes * stride_bytes + kBeyondBytes);
   HWY_ALIGN float scale[Bytes::kScales > 0 ? kSets : 1][kMostBlocks * kLanes];
   if constexpr (Bytes::kScales > 0)
     for (int v = 0; v < kSets; ++v)
@@ -173,60 +183,67 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows 
 // Scores of a job of few rows, for panels whose keys can be read in place.
 class KeysInPlace {
  public:
-  KeysInPlace(const SplitJob& job, const JobKeys& keys)
+  KeysInPlace(const SplitJob& job, const JobKeys& keys, int rows)
       : job_(job),
         keys_(keys),
+        rows_(rows),
         panel_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).panels)) {}
 
-  static bool takes(int rows) { return rows <= kGroupRows; }
+  // Whether it may cover any.
+  bool takes() const { return reads_in_place(rows_, false); }
 
-  // `room`: [d, rows].
-  void take_block(int rows, const float* q, float* room, float* strip) {
+  // `room`: for each group of rows [d, rows of the group].
+  void take_block(const float* q, float* room, float* strip) {
     q_ = q, by_element_ = room, strip_ = strip;
-    for (int r = 0; r < rows; ++r)
-      for (int64_t k = 0; k < job_.d; ++k) room[k * rows + r] = q[r * job_.d + k];
+    for (int first = 0; first < rows_; first += kGroupRows) {
+      const int count = std::min(kGroupRows, rows_ - first);
+      float* group = room + first * job_.d;
+      for (int r = 0; r < count; ++r)
+        for (int64_t k = 0; k < job_.d; ++k) group[k * count + r] = q[(first + r) * job_.d + k];
+    }
   }
 
-  // Whether the keys of these columns are one run of whole 32 bytes a row.
+  // Whether the keys of these columns are rows of whole 32 bytes, in runs that begin at multiples of 16.
   bool covers(int begin, int end) const {
-    int runs = 0;
-    bool whole = true;
-    keys_.each_run(begin, std::min(end, job_.cols), [&](const KeyRun& run, int64_t, int, int) {
-      ++runs;
+    bool all = true;
+    keys_.each_run(begin, std::min(end, job_.cols), [&](const KeyRun& run, int64_t, int col, int) {
       const int64_t bytes =
           is_quantised(run.k_type) ? job_.d * code_bits(run.k_type) / 8 : job_.d * size_of(run.k_type);
-      whole = whole && !is_by_channel(run.k_type) && bytes % 32 == 0;
+      all = all && !is_by_channel(run.k_type) && bytes % 32 == 0 && col % 16 == 0 &&
+            reads_in_place(rows_, is_quantised(run.k_type));
     });
-    return runs == 1 && whole;
+    return all;
   }
 
-  // Of all rows, for columns [begin, end), multiples of 16.
-  void scores(int rows, int begin, int end) const {
+  // Of a group of rows, for columns [begin, end), multiples of 16.
+  void scores(int row, int rows, int begin, int end) const {
     keys_.each_key_run(begin, std::min(end, job_.cols), [&](const auto k, int64_t stride, int col, int count) {
-      for_rows(rows, [&](auto n) { score_rows<n>(k, stride, col, count); });
+      for_rows(rows, [&](auto n) { score_rows<n>(row, k, stride, col, count); });
     });
     if (end >= job_.cols && !job_.sums_only) ask_for_values();
   }
 
  private:
   template <int kRows, class Rows>
-  void score_rows(Rows k, int64_t stride, int col, int count) const {
+  void score_rows(int row, Rows k, int64_t stride, int col, int count) const {
     using Bytes = KeyBytes<Rows>;
     const int64_t stride_bytes = Bytes::first(k + stride) - Bytes::first(k);
+    const float *q = q_ + row * job_.d, *by_element = by_element_ + row * job_.d;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + col;
     int c = 0;
     auto score = [&](auto sets) {
       for (; c + sets * kLanes <= count; c += static_cast<int>(sets * kLanes))
-        score_keys<kRows, sets>(by_element_, job_.d, k + c * stride, stride_bytes, strip_ + col + c, kStripCols);
+        score_keys<kRows, sets>(by_element, job_.d, k + c * stride, stride_bytes, s + c, kStripCols);
     };
     score(std::integral_constant<int, 2>());
     score(std::integral_constant<int, 1>());
     if (c == count) return;
     for (int64_t i = 0; i < job_.d; ++i) std::fill_n(panel_ + i * kLanes + (count - c), kLanes - (count - c), 0.0f);
     pack_keys(k + c * stride, stride, count - c, job_.d, panel_, kLanes);
-    score_panel<kRows, 1>(q_, job_.d, panel_, kLanes, strip_ + col + c, kStripCols);
+    score_panel<kRows, 1>(q, job_.d, panel_, kLanes, s + c, kStripCols);
   }
   template <int kRows, DType kType>
-  void score_rows(ChannelRows<kType>, int64_t, int, int) const {}  // not covered
+  void score_rows(int, ChannelRows<kType>, int64_t, int, int) const {}  // not covered
 
   // The first values that a row sees, so that memory works while scores become weights.
   void ask_for_values() const {
@@ -243,6 +260,7 @@ class KeysInPlace {
 
   const SplitJob& job_;
   const JobKeys& keys_;
+  int rows_;
   const float* q_ = nullptr;
   float *by_element_ = nullptr, *strip_ = nullptr, *panel_;
 };
@@ -252,11 +270,11 @@ class KeysInPlace {
 // Without 16 lanes and 32 registers keys are always packed.
 class KeysInPlace {
  public:
-  KeysInPlace(const SplitJob&, const JobKeys&) {}
-  static constexpr bool takes(int) { return false; }
-  void take_block(int, const float*, float*, float*) {}
+  KeysInPlace(const SplitJob&, const JobKeys&, int) {}
+  static constexpr bool takes() { return false; }
+  void take_block(const float*, float*, float*) {}
   bool covers(int, int) const { return false; }
-  void scores(int, int, int) const {}
+  void scores(int, int, int, int) const {}
 };
 
 #endif

@@ -92,11 +92,13 @@ class F32Keys {
         rows_(rows),
         keys_(job),
         panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
-        in_place_(job, keys_),
+        in_place_(job, keys_, rows),
         queries_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).operands)) {
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
     const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
+    // What is read in place by one group of rows needs no panels.
+    if (!kRound && rows <= kGroupRows && in_place_.takes() && in_place_.covers(0, kStripCols)) panel_cols_ = kStripCols;
   }
 
   void take_block(int first, int count, float* strip) {
@@ -107,14 +109,14 @@ class F32Keys {
       round_to_bf16(queries_, static_cast<int64_t>(count) * job_.d);
       q_ = queries_;
     }
-    if (!kRound && in_place_.takes(rows_)) in_place_.take_block(count, q_, queries_, strip_);
+    if (!kRound && in_place_.takes()) in_place_.take_block(q_, queries_, strip_);
   }
 
   int panel_cols() const { return panel_cols_; }
 
   void take_panel(int panel) {
     first_col_ = panel * panel_cols_;
-    is_in_place_ = !kRound && in_place_.takes(rows_) && in_place_.covers(first_col_, first_col_ + panel_cols_);
+    is_in_place_ = !kRound && in_place_.takes() && in_place_.covers(first_col_, first_col_ + panel_cols_);
     if (is_in_place_) return;
     if (!panels_.take(panel, job_.d * panel_cols_)) return;
     const int begin = first_col_, end = begin + panel_cols_;
@@ -130,7 +132,7 @@ class F32Keys {
 
   void scores(int row, int rows, int begin, int end) {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
-    if (is_in_place_) return in_place_.scores(rows, first_col_ + begin, first_col_ + end);
+    if (is_in_place_) return in_place_.scores(row, rows, first_col_ + begin, first_col_ + end);
     const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
     for_rows(rows, [&](auto n) {
@@ -164,7 +166,7 @@ class F32Values {
         values_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).values)),
         padded_(padded_dv(job.dv)) {
     const bool narrow = job.dv % 16 != 0;
-    few_rows_ = rows <= kGroupRows;
+    few_rows_ = reads_in_place(rows, keys_.coded_values());
     pack_values_ = kRound || narrow ||
                    (rows >= (keys_.coded_values() ? kPackCodedRows : kPackHalvesRows) && !keys_.plain_values());
   }
@@ -226,14 +228,18 @@ class F32Values {
     }
   }
 
-  // Keys whose values a few rows read whole, not some columns of all of them first: memory is read in one stream then.
-  static constexpr int kStreamedKeys = 64;
+  // Of values that a few rows read whole, not some columns of all of them first: memory is read in one stream then. More
+  // than this and what is asked for ahead, for the columns that come first, is far from what is read next.
+  static constexpr int64_t kStreamedBytes = 9216;
 
   template <bool kAhead, class Rows>
   void add_columns(int row, int rows, const float* p, Rows v, int64_t v_stride, int count) const {
-    if (kAhead && few_rows_)
-      for (; count > kStreamedKeys; count -= kStreamedKeys, p += kStreamedKeys, v = v + kStreamedKeys * v_stride)
-        add_all_columns<kAhead>(row, rows, p, v, v_stride, kStreamedKeys);
+    if (kAhead && few_rows_) {
+      const int64_t bytes = bytes_of_stride(v, v_stride);
+      const int step = 32 * bytes > kStreamedBytes ? 16 : 64 * bytes > kStreamedBytes ? 32 : 64;
+      for (; count > step; count -= step, p += step, v = v + step * v_stride)
+        add_all_columns<kAhead>(row, rows, p, v, v_stride, step);
+    }
     add_all_columns<kAhead>(row, rows, p, v, v_stride, count);
   }
 

@@ -25,6 +25,16 @@ HWY_INLINE CodedRows<kType> from_column(CodedRows<kType> rows, int64_t column) {
   return {rows.data, rows.width, rows.column + column};
 }
 
+// From a row to the next.
+template <class T>
+int64_t bytes_of_stride(const T*, int64_t stride) {
+  return stride * static_cast<int64_t>(sizeof(T));
+}
+template <DType kType>
+int64_t bytes_of_stride(CodedRows<kType>, int64_t stride) {
+  return stride;
+}
+
 // Of a row of `elements`: where its scales begin.
 template <DType kType>
 constexpr int64_t integer_bytes(int64_t elements) {

@@ -92,6 +92,11 @@ class Split {
 
   void scores(int count, const Spans* groups, int group_count, const Spans& all) {
     const int cols = products_.panel_cols();
+    if (cols == kStripCols) {  // one group
+      products_.take_panel(0);
+      for (const Span& span : all) products_.scores(0, count, span.begin, span.end);
+      return;
+    }
     for (int panel = 0; panel * cols < kStripCols; ++panel) {
       const int begin = panel * cols, end = begin + cols;
       if (!all.touches(begin, end)) continue;

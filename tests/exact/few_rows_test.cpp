@@ -48,11 +48,11 @@ TEST_P(FewRows, HaveTheBitsOfTheSameRowsAmongManyInAnyRuns) {
   const DType type = GetParam();
   constexpr int64_t kKeys = 1100;  // two splits and a part, its last vector not full
   for (Isa isa : test::usable_isas())
-    for (int64_t d : {32, 96, 128, 512})  // q4_0 can be read in place where pairs of blocks are whole
-      for (int64_t group : {1, 2, 3, 4, 6}) {
+    for (int64_t d : {32, 96, 128, 512})              // q4_0 can be read in place where pairs of blocks are whole
+      for (int64_t group : {1, 2, 3, 4, 6, 8, 10}) {  // one group of rows, and two
         SCOPED_TRACE(fmt::format("{} {} D {} rows {}", name_of(isa), name_of(type), d, group));
         // All queries see all keys; one token of `many` is what `few` has.
-        constexpr int64_t kTokens = 9;
+        constexpr int64_t kTokens = 13;
         test::SmallCall many(1, group, 1, kTokens, kKeys, d, d), few(1, group, 1, 1, kKeys, d, d);
         for (int64_t h = 0; h < group; ++h)
           std::copy_n(many.q.begin() + (h * kTokens + 7) * d, d, few.q.begin() + h * d);
@@ -65,7 +65,7 @@ TEST_P(FewRows, HaveTheBitsOfTheSameRowsAmongManyInAnyRuns) {
           softmax_attention({.q = call.in().q, .keys = {&view, 1}, .dv = d}, {}, call.outputs(), context);
         };
         attend_to(many, kKeys);
-        for (int64_t rows_of_a_run : {kKeys, int64_t{16}, int64_t{75}}) {
+        for (int64_t rows_of_a_run : {kKeys, int64_t{16}, int64_t{80}, int64_t{75}}) {
           attend_to(few, rows_of_a_run);
           for (int64_t h = 0; h < group; ++h) {
             for (int64_t c = 0; c < d; ++c)
@@ -74,6 +74,33 @@ TEST_P(FewRows, HaveTheBitsOfTheSameRowsAmongManyInAnyRuns) {
                   << "head " << h << " column " << c << " runs of " << rows_of_a_run;
             ASSERT_EQ(many.lse[static_cast<size_t>(h * kTokens + 7)], few.lse[static_cast<size_t>(h)]);
           }
+        }
+      }
+}
+
+TEST_P(FewRows, HaveTheSameBitsBetweenSinksAndWindow) {
+  const DType type = GetParam();
+  constexpr int64_t kKeys = 400, kD = 128, kTokens = 13, kLast = kTokens - 1;
+  const SoftmaxOptions options{.causal = true, .window = 100, .sinks = 20};
+  for (Isa isa : test::usable_isas())
+    for (int64_t group : {1, 4, 8})
+      for (int64_t rows_of_a_run : {kKeys, int64_t{48}}) {
+        SCOPED_TRACE(fmt::format("{} {} rows {} runs of {}", name_of(isa), name_of(type), group, rows_of_a_run));
+        test::SmallCall many(1, group, 1, kTokens, kKeys, kD, kD), few(1, group, 1, 1, kKeys, kD, kD);
+        for (int64_t h = 0; h < group; ++h)
+          std::copy_n(many.q.begin() + (h * kTokens + kLast) * kD, kD, few.q.begin() + h * kD);
+        const Coded k(many.k, kD, type), v(many.v, kD, type);
+        const std::vector<KeyRun> runs = runs_of(k, v, type, kKeys, rows_of_a_run);
+        const KeyView view{runs, {}};
+        Context context = test::context_for(isa);
+        for (test::SmallCall* call : {&many, &few})
+          softmax_attention({.q = call->in().q, .keys = {&view, 1}, .dv = kD}, options, call->outputs(), context);
+        for (int64_t h = 0; h < group; ++h) {
+          for (int64_t c = 0; c < kD; ++c)
+            ASSERT_EQ(many.out[static_cast<size_t>((h * kTokens + kLast) * kD + c)],
+                      few.out[static_cast<size_t>(h * kD + c)])
+                << "head " << h << " column " << c;
+          ASSERT_EQ(many.lse[static_cast<size_t>(h * kTokens + kLast)], few.lse[static_cast<size_t>(h)]);
         }
       }
 }
