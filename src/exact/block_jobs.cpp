@@ -1,5 +1,7 @@
 #include "exact/block_jobs.h"
 
+#include <utility>
+
 namespace attend::exact {
 namespace {
 
@@ -58,17 +60,23 @@ void BlockJobs::ask_for(const Block& block) const {
   constexpr int64_t kFewRows = 64, kLine = 64;
   const Keys& k = keys(block);
   if (block.tokens * p_.group > kFewRows || k.count() > kFewRows) return;
-  auto ask = [](const void* row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const char*>(row) + i);
+  // Rows that lie together are one.
+  auto ask = [](const void* rows, int64_t count, int64_t stride, int64_t bytes) {
+    if (stride == bytes) bytes *= std::exchange(count, 1);
+    const char* row = static_cast<const char*>(rows);
+    for (int64_t r = 0; r < count; ++r, row += stride)
+      for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(row + i);
   };
   for (int64_t g = 0; g < p_.group; ++g)
-    for (int64_t t = 0; t < block.tokens; ++t)
-      ask(p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t}), p_.d * 4);
-  for (const KeyRun& run : k.runs())
-    for (int64_t r = 0; r < run.count; ++r) {
-      ask(run.keys().row(r), row_bytes(run.k_type, p_.d));
-      ask(run.values().row(r), row_bytes(run.v_type, p_.dv));
-    }
+    ask(p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first}), block.tokens, p_.q.stride[2] * 4,
+        p_.d * 4);
+  auto ask_run = [&](const RowRun& rows, int64_t count, int64_t width) {
+    ask(rows.data, count, rows.stride * size_of(rows.type), row_bytes(rows.type, width));
+  };
+  for (const KeyRun& run : k.runs()) {
+    ask_run(run.keys(), run.count, p_.d);
+    ask_run(run.values(), run.count, p_.dv);
+  }
 }
 
 bool BlockJobs::reaches(const Block& block, const Workspace& w, const Split& split) const {

@@ -232,6 +232,10 @@ class Scheduler {
 
   void deliver(const Block& block, const PartialRows& rows) const {
     const bool divide = two_passes() ? p_.variant.renormalise : p_.variant.normalizer != Normalizer::kNone;
+    const bool plain = p_.softmax() && !two_passes();
+    const bool with_out = to_.out && to_.out->out.data, with_lse = to_.out && to_.out->lse.data && !two_passes();
+    // Of the first token of a head; others follow at strides.
+    float *out = nullptr, *lse = nullptr;
     each_row(block, [&](int64_t row, int64_t head, int64_t i) {
       if (to_.partial) {
         const int64_t to = (block.batch * p_.heads + head) * p_.queries + i;
@@ -240,11 +244,15 @@ class Scheduler {
         std::copy_n(rows.acc + row * stride_, stride_, to_.partial->acc() + to * to_.partial->acc_stride());
         return;
       }
-      const bool plain = p_.softmax() && !two_passes();
       if (!plain && (!divide || rows.sum[row] == 0)) rows.sum[row] = 1;
-      float* out = to_.out->out.data ? to_.out->out.at<float>({block.batch, head, i}) : nullptr;
-      kernels_.finish(rows, row, plain ? sink_of(head) : nullptr, p_.dv, out,
-                      two_passes() ? nullptr : lse_of(block, head, i));
+      if (i == block.first) {
+        out = with_out ? to_.out->out.at<float>({block.batch, head, i}) : nullptr;
+        lse = with_lse ? lse_of(block, head, i) : nullptr;
+      } else {
+        if (out) out += to_.out->out.stride[2];
+        if (lse) lse += to_.out->lse.stride[2];
+      }
+      kernels_.finish(rows, row, plain ? sink_of(head) : nullptr, p_.dv, out, lse);
     });
   }
 

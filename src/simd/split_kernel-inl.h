@@ -74,7 +74,11 @@ class Split {
       groups[g] = seen.spans();
     }
     const Spans spans = all.spans();
-    for (int r = 0; r < count; ++r) std::fill_n(acc_row(first + r), padded_, 0.0f);
+    if (job_.acc_stride == padded_) {
+      std::fill_n(acc_row(first), count * padded_, 0.0f);
+    } else {
+      for (int r = 0; r < count; ++r) std::fill_n(acc_row(first + r), padded_, 0.0f);
+    }
     if (spans.empty()) {
       std::fill_n(job_.max + first, count, kNegInf);
       std::fill_n(job_.sum + first, count, 0.0f);
