@@ -3,7 +3,9 @@
 
 #include <cmath>
 
+#include "attend/exact/coca.h"
 #include "attend/exact/entmax.h"
+#include "attend/exact/mla.h"
 #include "attend/exact/relative.h"
 #include "attend/exact/relu.h"
 #include "attend/exact/reversed.h"
@@ -178,6 +180,25 @@ TEST_P(RowBackward, RefusesWhatItCannotDo) {
   EXPECT_THROW(reversed_attention_backward(in, {}, {}, {}, loss().out,
                                            {.message = dense_view(own.data(), DType::kF32, {2, 600})}, context_),
                Error);
+  EXPECT_THROW(coca_attention_backward(in, {}, call_.outputs(), {}, {}, context_), Error);
+  EXPECT_THROW(coca_attention_backward(in, {}, {}, loss(), {}, context_), Error);
+  EXPECT_THROW(coca_attention_backward(in, {}, call_.outputs(), loss(), {.q = in.q}, context_), Error);
+}
+
+TEST_P(RowBackward, LatentAttentionsRefusesWhatItCannotDo) {
+  std::vector<float> cache = random_floats(2 * 600 * 20, 1), up_k = random_floats(4 * 12 * 16, 2),
+                     up_v = random_floats(4 * 24 * 16, 3), own(cache.size());
+  const MlaIn in{.q = call_.in().q,
+                 .cache = dense_view(cache.data(), DType::kF32, {2, 1, 600, 20}),
+                 .w_uk = dense_view(up_k.data(), DType::kF32, {4, 12, 16}),
+                 .w_uv = dense_view(up_v.data(), DType::kF32, {4, 24, 16})};
+  const MlaOptions options{.rope = 4};
+  const View d_cache = dense_view(own.data(), DType::kF32, {2, 1, 600, 20});
+  EXPECT_NO_THROW(mla_attention_backward(in, options, loss(), {.cache = d_cache}, context_));
+  EXPECT_THROW(mla_attention_backward(in, options, {}, {.cache = d_cache}, context_), Error);
+  EXPECT_THROW(mla_attention_backward(in, options, loss(), {.cache = in.cache}, context_), Error);
+  EXPECT_THROW(mla_attention_backward(in, options, loss(), {.q = d_cache}, context_), Error);
+  EXPECT_THROW(mla_attention_backward(in, {.rope = 5}, loss(), {.cache = d_cache}, context_), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Usable, RowBackward, testing::ValuesIn(test::usable_isas()),

@@ -10,6 +10,7 @@
 //          attention.py), whose offsets and widths are learned, each head its own. Differs: no padding value; n = 1.
 // Shapes   x [B,Hq,Tq,D] f32   offset, width [Hq,G] f32   ->   out [B,Hq,Tq,D]
 // Cost     about 6 G + 20 operations an element; memory O(threads * n)
+// Empty    a sum of g below epsilon divides by epsilon; without tokens there is no output
 // Errors   Error(kArgument), also for a width of 0; nothing is written before it is thrown. Error(kCancelled) and
 //          Error(kMemory) may leave outputs partly written.
 // Numerics exponents in f64, weights in f32: |out - reference| <= bound::gaam(...). Same bits: any.

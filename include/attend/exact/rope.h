@@ -31,6 +31,7 @@
 //          positions; the paper turns all cached keys again at every step, here the query is turned twice).
 // Shapes   x [B,H,T,D] f32, f16 or bf16   positions [B,T] i32   ->   out [B,H,T,D] f32
 // Cost     3 flops an element and a sine and cosine for every 64th position and pair
+// Empty    in rope_attention() a query that sees no key gets out = 0 and lse = -inf
 // Errors   Error(kArgument) naming argument, value and rule; nothing is written before it is thrown
 // Numerics angles in double, turned into f32; every rotated pair has an error of 5 epsilon of its length. Same bits:
 //          any for none, linear, ntk, yarn and llama3; dynamic and longrope change with the text's length by

@@ -13,6 +13,7 @@
 // Cost     2 D flops and an exponential for each visible pair; values are not read. Memory O(threads * 512 (D + 4 Hq /
 //          Hkv)). Few queries in attend_and_add_weights(): an exponential for each visible pair beside what
 //          softmax_attention() does; memory 4 Hq Tq Tk bytes, at most 64 MB.
+// Empty    a query that sees no key adds nothing
 // Errors   as softmax_attention; Error(kArgument) also for a normaliser that is no softmax, for final weights, and for
 //          counts under a mask.
 // Numerics Sums are f32, in ascending order of queries, whatever calls they came in: bits depend neither on threads nor
