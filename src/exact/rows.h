@@ -123,13 +123,14 @@ void attend_rows(const Problem& p, const View& out, Context& context, const F& w
     w.head.load(kernels, keys_of(p, b, h), b * p.kv_heads + h / p.group);
     float* s = w.s.as<float>();
     score_rows(p, kernels, w.head, b, h, first, count, w.q.as<float>(), s, stride, w.ends.data());
+    const int64_t end = *std::max_element(w.ends.begin(), w.ends.begin() + count);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t i = first + r, n = w.ends[static_cast<size_t>(r)];
       weights(Row{b, h, i, p.position(b, i)}, s + r * stride, n, worker);
-      float* to = out.at<float>({b, h, i});
-      std::fill_n(to, p.dv, 0.0f);
-      kernels.add_rows(s + r * stride, stride, 1, n, w.head.values(), p.dv, p.dv, to, 0);
+      std::fill(s + r * stride + n, s + r * stride + end, 0.0f);
+      std::fill_n(out.at<float>({b, h, i}), p.dv, 0.0f);
     }
+    kernels.add_rows(s, stride, count, end, w.head.values(), p.dv, p.dv, out.at<float>({b, h, first}), out.stride[2]);
   });
   context.throw_if_stopped();
 }

@@ -256,26 +256,54 @@ ATTEND_INLINE void dots(const float* x, int64_t x_stride, int64_t rows, int64_t 
   for (; r < rows; ++r) dots_block<W, 1>(x + r * x_stride, x_stride, d, panel, s + r * s_stride, s_stride);
 }
 
-// R rows against N vectors of W columns of the values.
-template <int W, int N, int R>
-ATTEND_INLINE void add_columns(const float* w, int64_t w_stride, int64_t keys, const float* v, int64_t v_stride,
+// R rows against N vectors of W columns of the values. With kFinite only values that no row weighs are left out, which is
+// right if all sums come out finite: those do not change by 0 times a finite value. Gives whether they are.
+template <int W, int N, int R, bool kFinite>
+ATTEND_INLINE bool sum_columns(const float* w, int64_t w_stride, int64_t keys, const float* v, int64_t v_stride,
                                float* out, int64_t out_stride) {
   float sum[R][N][W];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N; ++i) std::copy_n(out + r * out_stride + i * W, W, sum[r][i]);
   for (int64_t j = 0; j < keys; ++j) {
     const float* row = v + j * v_stride;
+    if constexpr (kFinite) {
+      uint32_t any = 0;
+      ATTEND_UNROLL for (int r = 0; r < R; ++r) any |= std::bit_cast<uint32_t>(w[r * w_stride + j]);
+      if (any << 1 == 0) continue;
+    }
     ATTEND_UNROLL for (int r = 0; r < R; ++r) {
       const float weight = w[r * w_stride + j];
-      if (weight == 0) continue;
+      if (!kFinite && weight == 0) continue;
       ATTEND_UNROLL for (int i = 0; i < N; ++i) {
 #pragma omp simd
         for (int l = 0; l < W; ++l) sum[r][i][l] = __builtin_fmaf(weight, row[i * W + l], sum[r][i][l]);
       }
     }
   }
+  if constexpr (kFinite) {
+    float probe[W] = {};
+    ATTEND_UNROLL for (int r = 0; r < R; ++r) {
+      ATTEND_UNROLL for (int i = 0; i < N; ++i) {
+#pragma omp simd
+        for (int l = 0; l < W; ++l) probe[l] = __builtin_fmaf(sum[r][i][l], 0.0f, probe[l]);
+      }
+    }
+    for (int l = 0; l < W; ++l)
+      if (probe[l] != 0) return false;
+  }
   for (int r = 0; r < R; ++r)
-    for (int i = 0; i < N; ++i) std::copy_n(sum[r][i], W, out + r * out_stride + i * W);
+    for (int i = 0; i < N; ++i)
+      // A zero has no sign: 0 times a value may have changed it.
+      for (int l = 0; l < W; ++l) out[r * out_stride + i * W + l] = sum[r][i][l] + 0.0f;
+  return true;
+}
+
+template <int W, int N, int R>
+ATTEND_INLINE void add_columns(const float* w, int64_t w_stride, int64_t keys, const float* v, int64_t v_stride,
+                               float* out, int64_t out_stride) {
+  if constexpr (R > 1)
+    if (sum_columns<W, N, R, true>(w, w_stride, keys, v, v_stride, out, out_stride)) return;
+  sum_columns<W, N, R, false>(w, w_stride, keys, v, v_stride, out, out_stride);
 }
 
 template <int W, int R>
