@@ -114,7 +114,7 @@ struct Reader {
       selection = Selection();
       index.select(layer, static_cast<int>(h), keys.keys[static_cast<size_t>(h)], q + h * kGroup * d, selection);
       if (selection.everything) selection.slots.assign(1, {0, keys.keys[static_cast<size_t>(h)].count()});
-      selected[static_cast<size_t>(h)].cut(keys.keys[static_cast<size_t>(h)], selection, d, d);
+      selected[static_cast<size_t>(h)].cut(keys.keys[static_cast<size_t>(h)], selection, d, d, false, kGroup);
     });
     int64_t most = 0, bytes = 0;
     for (size_t h = 0; h < selections.size(); ++h) {

@@ -191,8 +191,11 @@ Session::Session(std::shared_ptr<const LanguageModel> model, const Policy& polic
                       "prompt alone",
                       policy[*observer]->name));
     const bool drops_keys = policy[Kind::kRetention] || policy[Kind::kPlan];
-    reader_ =
-        std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, active_isa(Context(1)));
+    const bool in_f32 = std::all_of(specs.begin(), specs.end(), [](const Spec& spec) {
+      return !spec.find("compute") || compute_of(spec.text("compute")) == Compute::kF32;
+    });
+    reader_ = std::make_unique<SelectiveReader>(graph, *selector, registry, layers_, drops_keys, in_f32,
+                                                active_isa(Context(1)));
   }
   executor_ = std::make_unique<Executor>(*model_, limit_, layers_);
   trial_ = std::make_unique<Trial>(graph.layers.size());

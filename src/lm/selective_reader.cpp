@@ -30,8 +30,8 @@ void each_head(int threads, int64_t heads, const F& f) {
 }  // namespace
 
 SelectiveReader::SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                                 std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa)
-    : graph_(graph) {
+                                 std::span<const Operator* const> mechanisms, bool drops_keys, bool in_f32, Isa isa)
+    : graph_(graph), in_f32_(in_f32) {
   const auto refuse = [&](std::string_view rule) {
     throw Error(ErrorKind::kUnsupported, "policy", selector.name, "", rule);
   };
@@ -113,8 +113,9 @@ const Tensors* SelectiveReader::read(int layer, std::span<const KeyView> keys, c
   }
   if (everything) return nullptr;
   const bool by_position = by_position_[static_cast<size_t>(layer)];
+  const int64_t rows = in_f32_ ? group : SelectedKeys::kManyRows;
   each_head(threads, static_cast<int64_t>(keys.size()),
-            [&](size_t h) { views_[h].keys.cut(keys[h], views_[h].selection, l.d, l.dv, by_position); });
+            [&](size_t h) { views_[h].keys.cut(keys[h], views_[h].selection, l.d, l.dv, by_position, rows); });
   for (size_t h = 0; h < keys.size(); ++h) chosen_[h] = views_[h].keys.view();
   position_ = static_cast<int32_t>((by_position && keys[0].position.empty() ? keys[0].count() : most) - 1);
   if (by_position && !keys[0].position.empty()) position_ = keys[0].position.back();

@@ -13,9 +13,10 @@ namespace attend {
 
 class SelectiveReader {
  public:
-  // `drops_keys`: the policy has a retention or a plan. Throws Error(kUnsupported) for what can't go together.
+  // `drops_keys`: the policy has a retention or a plan. `in_f32`: mechanisms multiply in f32. Throws Error(kUnsupported)
+  // for what can't go together.
   SelectiveReader(const Graph& graph, const Spec& selector, const Registry& registry,
-                  std::span<const Operator* const> mechanisms, bool drops_keys, Isa isa);
+                  std::span<const Operator* const> mechanisms, bool drops_keys, bool in_f32, Isa isa);
 
   // Layers whose own window is small are read whole, and not indexed.
   bool governs(int layer) const { return graph_.layers[static_cast<size_t>(layer)].window == 0; }
@@ -62,6 +63,7 @@ class SelectiveReader {
   const Graph& graph_;
   std::unique_ptr<SelectorIndex> index_;
   std::vector<char> by_position_;  // of layers: whether what a key gets there depends on positions
+  bool in_f32_;
   int64_t bytes_read_ = 0;
   std::vector<View> views_;
   std::vector<KeyView> chosen_;

@@ -76,15 +76,27 @@ HWY_INLINE __m512i two_rows(const uint8_t* low, const uint8_t* high) {
   return _mm512_inserti64x4(first, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)), 1);
 }
 
-// Lane c of word[i] is bytes 4 i .. 4 i + 3 of the 32 that begin at p + c * stride.
-HWY_INLINE void transpose_rows(const uint8_t* p, int64_t stride, __m512i (&word)[8]) {
+// 16 rows a stride apart, and 16 anywhere: row 4 f + i of them.
+struct StridedRows {
+  const uint8_t* first;
+  int64_t stride;
+  HWY_INLINE const uint8_t* operator()(int f, int i) const { return first + 4 * f * stride + i * stride; }
+};
+struct ScatteredRows {
+  const uint8_t* const* rows;
+  int64_t at;  // bytes into each
+  HWY_INLINE const uint8_t* operator()(int f, int i) const { return rows[4 * f + i] + at; }
+};
+
+// Lane c of word[i] is bytes 4 i .. 4 i + 3 of the 32 of row c.
+template <class At>
+HWY_INLINE void transpose_rows(At at, __m512i (&word)[8]) {
   __m512i a[2][4];  // rows 8 h + i and 8 h + i + 4
 #pragma GCC unroll 8
   for (int h = 0; h < 2; ++h) {
-    const uint8_t *low = p + 8 * h * stride, *high = low + 4 * stride;
     __m512i r[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) r[i] = two_rows(low + i * stride, high + i * stride);
+    for (int i = 0; i < 4; ++i) r[i] = two_rows(at(2 * h, i), at(2 * h + 1, i));
     const __m512i s = _mm512_unpacklo_epi32(r[0], r[1]), t = _mm512_unpacklo_epi32(r[2], r[3]),
                   u = _mm512_unpackhi_epi32(r[0], r[1]), v = _mm512_unpackhi_epi32(r[2], r[3]);
     a[h][0] = _mm512_unpacklo_epi64(s, t), a[h][1] = _mm512_unpackhi_epi64(s, t);
@@ -97,16 +109,16 @@ HWY_INLINE void transpose_rows(const uint8_t* p, int64_t stride, __m512i (&word)
   }
 }
 
-// Lanes c of word[i] are elements i, of 16 bits, of the 16 that begin at p + c * stride, then elements i + 8.
-HWY_INLINE void transpose_halves(const uint8_t* p, int64_t stride, __m512i (&word)[8]) {
+// Lanes c of word[i] are elements i, of 16 bits, of the 16 of row c, then elements i + 8.
+template <class At>
+HWY_INLINE void transpose_halves(At at, __m512i (&word)[8]) {
   __m512i t[2][4];  // rows 4 h + 0..3: pairs of elements
 #pragma GCC unroll 8
   for (int h = 0; h < 2; ++h) {
-    const uint8_t *low = p + 4 * h * stride, *high = low + 8 * stride;
     __m512i r[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const __m512i rows = two_rows(low + i * stride, high + i * stride);
+      const __m512i rows = two_rows(at(h, i), at(h + 2, i));
       r[i] = _mm512_shuffle_i64x2(rows, rows, 0xd8);
     }
     const __m512i a = _mm512_unpacklo_epi16(r[0], r[1]), b = _mm512_unpacklo_epi16(r[2], r[3]),
@@ -154,9 +166,9 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows 
 #pragma GCC unroll 2
     for (int v = 0; v < kSets; ++v) {
       if constexpr (std::is_same_v<Rows, const F16*>) {
-        transpose_halves(at + v * 16 * stride, stride, word[v]);
+        transpose_halves(StridedRows{at + v * 16 * stride, stride}, word[v]);
       } else {
-        transpose_rows(at + v * 16 * stride, stride, word[v]);
+        transpose_rows(StridedRows{at + v * 16 * stride, stride}, word[v]);
       }
 #pragma GCC unroll 8
       for (int b = 0; b < Bytes::kScales; ++b) scales[v][b] = _mm512_load_ps(scale[v] + (k / 32 + b) * kLanes);

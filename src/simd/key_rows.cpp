@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attend/simd/dense.h"
+#include "simd/split_layout.h"
 
 namespace attend {
 namespace {
@@ -28,6 +29,12 @@ void read_values(const KeyView& keys, int64_t first, int64_t count, int64_t widt
   each_part(keys, first, count, [&](const KeyRun& run, int64_t row, int64_t rows, int64_t before) {
     dense_kernels(isa).widen_run(run.values().from(row), rows, width, to + before * width, width);
   });
+}
+
+bool reads_scattered_rows(Isa isa, int64_t rows, DType k_type, DType v_type, int64_t d, int64_t dv) {
+  const auto plain = [](DType type) { return type == DType::kF32 || type == DType::kF16 || type == DType::kBF16; };
+  return has_avx512(isa) && rows <= split_layout::kGroupRows && plain(k_type) && plain(v_type) &&
+         d * size_of(k_type) % 32 == 0 && dv % 16 == 0;
 }
 
 }  // namespace attend

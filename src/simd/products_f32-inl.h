@@ -93,12 +93,14 @@ class F32Keys {
         keys_(job),
         panels_(job.scratch + split_layout::layout(job.d, job.dv).panels, rows > kBlockRows),
         in_place_(job, keys_, rows),
+        scattered_(job, keys_, kRound ? kBlockRows : rows),
         queries_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).operands)) {
     // A panel that is packed and read at once has to fit the first-level cache beside keys and queries: 16 KB of it.
     const int vecs = kVecs * kLanes == 16 || job.d <= 64 || (job.d <= 128 && rows > kBlockRows) ? kVecs : 2;
     panel_cols_ = vecs * static_cast<int>(kLanes);
     // What is read in place by one group of rows needs no panels.
-    if (!kRound && rows <= kGroupRows && in_place_.takes() && in_place_.covers(0, kStripCols)) panel_cols_ = kStripCols;
+    if (scattered_.in_use() || (!kRound && rows <= kGroupRows && in_place_.takes() && in_place_.covers(0, kStripCols)))
+      panel_cols_ = kStripCols;
   }
 
   void take_block(int first, int count, float* strip) {
@@ -110,12 +112,14 @@ class F32Keys {
       q_ = queries_;
     }
     if (!kRound && in_place_.takes()) in_place_.take_block(q_, queries_, strip_);
+    if (scattered_.in_use()) scattered_.take_block(queries_, strip_);
   }
 
   int panel_cols() const { return panel_cols_; }
 
   void take_panel(int panel) {
     first_col_ = panel * panel_cols_;
+    if (scattered_.in_use()) return;
     is_in_place_ = !kRound && in_place_.takes() && in_place_.covers(first_col_, first_col_ + panel_cols_);
     if (is_in_place_) return;
     if (!panels_.take(panel, job_.d * panel_cols_)) return;
@@ -132,6 +136,7 @@ class F32Keys {
 
   void scores(int row, int rows, int begin, int end) {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    if (scattered_.in_use()) return scattered_.scores(rows, first_col_ + begin, first_col_ + end);
     if (is_in_place_) return in_place_.scores(row, rows, first_col_ + begin, first_col_ + end);
     const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
     float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
@@ -151,6 +156,7 @@ class F32Keys {
   JobKeys keys_;
   Panels<float> panels_;
   KeysInPlace in_place_;
+  ScatteredKeys scattered_;
   float *queries_, *strip_ = nullptr;
   const float* q_ = nullptr;
   int panel_cols_, first_col_ = 0;
@@ -163,6 +169,7 @@ class F32Values {
   F32Values(const SplitJob& job, int rows)
       : job_(job),
         keys_(job),
+        scattered_(job, keys_, kRound ? kBlockRows : rows),
         values_(reinterpret_cast<float*>(job.scratch + split_layout::layout(job.d, job.dv).values)),
         padded_(padded_dv(job.dv)) {
     const bool narrow = job.dv % 16 != 0;
@@ -204,6 +211,7 @@ class F32Values {
 
   void add(int row, int rows, const Span& span) {
     const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    if (scattered_.in_use()) return scattered_.add(rows, p, span.begin, span.end, acc_ + row * job_.acc_stride);
     if (pack_values_) {
       pack(span.begin, span.end);
       add_columns<false>(row, rows, p + span.begin, values_ + span.begin * padded_, padded_, span.end - span.begin);
@@ -263,6 +271,7 @@ class F32Values {
 
   const SplitJob& job_;
   JobKeys keys_;
+  ScatteredValues scattered_;
   float *values_, *strip_ = nullptr, *acc_ = nullptr;
   bool pack_values_, few_rows_;
   int64_t padded_;

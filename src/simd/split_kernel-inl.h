@@ -17,6 +17,8 @@ HWY_BEFORE_NAMESPACE();
 // What follows needs what precedes.
 #include "simd/few_rows-inl.h"
 // What follows needs what precedes.
+#include "simd/scattered_rows-inl.h"
+// What follows needs what precedes.
 #include "simd/products_f32-inl.h"
 #include "simd/quantiser-inl.h"
 #include "simd/smoothing-inl.h"

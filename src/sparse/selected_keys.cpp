@@ -5,12 +5,14 @@
 
 #include "attend/simd/dense.h"
 #include "attend/simd/isa.h"
+#include "attend/simd/key_rows.h"
 #include "attend/tensor/context.h"
 
 namespace attend {
 namespace {
 
-constexpr int64_t kShortRun = 256;  // rows on average, below which they are gathered
+constexpr int64_t kShortRun = 256;     // rows on average, below which they are gathered
+constexpr int64_t kScatteredRun = 64;  // and below which kernels that can read each row by itself
 
 }  // namespace
 
@@ -47,7 +49,8 @@ void SelectedKeys::copy(std::span<const Piece> pieces) {
 
 SelectedKeys::SelectedKeys() : isa_(active_isa(Context(1))) {}
 
-void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions) {
+void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions,
+                       int64_t rows) {
   runs_.clear();
   positions_.clear();
   int64_t slot = 0;
@@ -61,7 +64,10 @@ void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t 
       slot += count;
       at += count;
     }
-  if (slot < kShortRun * static_cast<int64_t>(runs_.size())) gather(slot, d, dv);
+  const int64_t runs = static_cast<int64_t>(runs_.size());
+  const bool in_place = slot < kScatteredRun * runs && uniform() &&
+                        reads_scattered_rows(isa_, rows, runs_[0].k_type, runs_[0].v_type, d, dv);
+  if (slot < kShortRun * runs && !in_place) gather(slot, d, dv);
   if (keep_positions)
     for (const KeyRange& range : selection.slots)
       for (int64_t at = range.begin; at < range.end; ++at)
@@ -69,18 +75,24 @@ void SelectedKeys::cut(const KeyView& keys, const Selection& selection, int64_t 
   view_ = {.runs = runs_, .position = positions_};
 }
 
+// Whether all is coded in one way.
+bool SelectedKeys::uniform() const {
+  const KeyRun& first = runs_.front();
+  return std::all_of(runs_.begin(), runs_.end(), [&](const KeyRun& run) {
+    return run.k_type == first.k_type && run.v_type == first.v_type && run.k_scale == first.k_scale;
+  });
+}
+
 // Short runs come from memory at random: asked for well ahead, they arrive at its bandwidth instead of its latency.
 void SelectedKeys::gather(int64_t count, int64_t d, int64_t dv) {
   // What is coded in several ways is read as f32.
   const KeyRun all = runs_.front();
-  const bool uniform = std::all_of(runs_.begin(), runs_.end(), [&](const KeyRun& run) {
-    return run.k_type == all.k_type && run.v_type == all.v_type && run.k_scale == all.k_scale;
-  });
-  const DType k_type = uniform ? all.k_type : DType::kF32, v_type = uniform ? all.v_type : DType::kF32;
+  const bool alike = uniform();
+  const DType k_type = alike ? all.k_type : DType::kF32, v_type = alike ? all.v_type : DType::kF32;
   const int64_t k_row = row_bytes(k_type, d), v_row = row_bytes(v_type, dv);
   if (rows_.bytes() < count * (k_row + v_row)) rows_ = Buffer(count * (k_row + v_row) * 5 / 4);
   std::byte *k = rows_.data(), *v = k + count * k_row;
-  if (uniform) {
+  if (alike) {
     pieces_.clear();
     for (const KeyRun& run : runs_) {
       append_rows(run.keys(), run.count, k_row, k + run.first_slot * k_row);
@@ -102,8 +114,8 @@ void SelectedKeys::gather(int64_t count, int64_t d, int64_t dv) {
                    .count = count,
                    .k_type = k_type,
                    .v_type = v_type,
-                   .k_scale = uniform ? all.k_scale : nullptr,
-                   .k_offset = uniform ? all.k_offset : nullptr});
+                   .k_scale = alike ? all.k_scale : nullptr,
+                   .k_offset = alike ? all.k_offset : nullptr});
 }
 
 }  // namespace attend

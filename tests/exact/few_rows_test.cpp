@@ -65,7 +65,7 @@ TEST_P(FewRows, HaveTheBitsOfTheSameRowsAmongManyInAnyRuns) {
           softmax_attention({.q = call.in().q, .keys = {&view, 1}, .dv = d}, {}, call.outputs(), context);
         };
         attend_to(many, kKeys);
-        for (int64_t rows_of_a_run : {kKeys, int64_t{16}, int64_t{80}, int64_t{75}}) {
+        for (int64_t rows_of_a_run : {kKeys, int64_t{1}, int64_t{5}, int64_t{16}, int64_t{80}, int64_t{75}}) {
           attend_to(few, rows_of_a_run);
           for (int64_t h = 0; h < group; ++h) {
             for (int64_t c = 0; c < d; ++c)

@@ -204,7 +204,7 @@ TEST(SelectiveReader, TellsEachHeadOfItsOwnNewKeys) {
   const auto model = load(SmallModel{});
   const auto mechanism = registry().make<Operator>(parse_spec("softmax:causal=true"));
   const std::vector<const Operator*> layers(2, mechanism.get());
-  SelectiveReader reader(model->graph(), {"telling", {}}, own, layers, true, Isa::kAvx2);
+  SelectiveReader reader(model->graph(), {"telling", {}}, own, layers, true, true, Isa::kAvx2);
   KeyRun shorter, longer;
   shorter.count = 3, longer.count = 9;
   std::vector<KeyView> keys(2);
@@ -254,7 +254,7 @@ TEST(SelectiveReader, KeepsPositionsWhereTheMechanismGoesByThem) {
         "softmax:causal=true,window=500,sinks=2,softcap=5", "softmax:causal=true"}) {
     const auto mechanism = registry().make<Operator>(registry().complete(parse_spec(text)));
     const std::vector<const Operator*> layers(model->graph().layers.size(), mechanism.get());
-    SelectiveReader reader(model->graph(), {"fixing", {}}, own, layers, false, Isa::kAvx2);
+    SelectiveReader reader(model->graph(), {"fixing", {}}, own, layers, false, true, Isa::kAvx2);
     for (const bool gaps : {false, true}) {
       SCOPED_TRACE(testing::Message() << text << (gaps ? " with gaps" : ""));
       const std::span<const int32_t> stored = gaps ? std::span<const int32_t>(apart) : std::span<const int32_t>();

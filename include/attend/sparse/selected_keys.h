@@ -1,7 +1,9 @@
 #pragma once
 // The chosen keys of one kv head as a view that kernels take: the stored runs cut to the chosen slots, or, where these
-// lie far apart, copies of them side by side. Slots are numbered anew from 0; so are positions, unless they are kept.
+// are short and kernels don't read rows that are scattered, copies of them side by side. Slots are numbered anew from 0;
+// so are positions, unless they are kept.
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -17,8 +19,10 @@ class SelectedKeys {
   SelectedKeys();
 
   // Throws Error(kMemory). `keys` must outlive the view. `keep_positions`: chosen keys keep those that they have, which
-  // takes kernels longer than keys without gaps.
-  void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions = false);
+  // takes kernels longer than keys without gaps. `rows`: the queries that read them in f32, or kManyRows.
+  void cut(const KeyView& keys, const Selection& selection, int64_t d, int64_t dv, bool keep_positions = false,
+           int64_t rows = kManyRows);
+  static constexpr int64_t kManyRows = std::numeric_limits<int64_t>::max();
 
   // Valid until the next cut().
   const KeyView& view() const { return view_; }
@@ -32,6 +36,7 @@ class SelectedKeys {
   };
   static void copy(std::span<const Piece> pieces);
   void append_rows(const RowRun& rows, int64_t count, int64_t bytes, std::byte* to);
+  bool uniform() const;
   void gather(int64_t count, int64_t d, int64_t dv);
 
   std::vector<KeyRun> runs_;
