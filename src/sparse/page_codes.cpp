@@ -111,17 +111,36 @@ struct Vnni {
       low[c] = static_cast<uint16_t>((factor & 255) << query.shift[c]);
     }
     const auto* codes = reinterpret_cast<const __m512i*>(group.pairs);
+    // Two chains, for one would wait for itself.
     __m512i high0 = _mm512_setzero_si512(), high1 = high0, low0 = high0, low1 = high0;
-    for (int64_t pair = 0; pair < query.padded / 2; ++pair) {
+    __m512i high2 = high0, high3 = high0, low2 = high0, low3 = high0;
+    const int64_t pairs = query.padded / 2;
+    const uint32_t *upper_words = words, *lower_words = words + pairs;
+    int64_t pair = 0;
+    for (; pair + 2 <= pairs; pair += 2) {
       const __m512i first = _mm512_load_si512(codes + 2 * pair), second = _mm512_load_si512(codes + 2 * pair + 1);
-      const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(words[pair]));
-      const __m512i lower = _mm512_set1_epi32(static_cast<int32_t>(words[query.padded / 2 + pair]));
+      const __m512i third = _mm512_load_si512(codes + 2 * pair + 2), fourth = _mm512_load_si512(codes + 2 * pair + 3);
+      const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(upper_words[pair]));
+      const __m512i lower = _mm512_set1_epi32(static_cast<int32_t>(lower_words[pair]));
+      const __m512i next_upper = _mm512_set1_epi32(static_cast<int32_t>(upper_words[pair + 1]));
+      const __m512i next_lower = _mm512_set1_epi32(static_cast<int32_t>(lower_words[pair + 1]));
+      high0 = _mm512_dpbusd_epi32(high0, first, upper), high1 = _mm512_dpbusd_epi32(high1, second, upper);
+      low0 = _mm512_dpbusd_epi32(low0, first, lower), low1 = _mm512_dpbusd_epi32(low1, second, lower);
+      high2 = _mm512_dpbusd_epi32(high2, third, next_upper), high3 = _mm512_dpbusd_epi32(high3, fourth, next_upper);
+      low2 = _mm512_dpbusd_epi32(low2, third, next_lower), low3 = _mm512_dpbusd_epi32(low3, fourth, next_lower);
+    }
+    if (pair < pairs) {
+      const __m512i first = _mm512_load_si512(codes + 2 * pair), second = _mm512_load_si512(codes + 2 * pair + 1);
+      const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(upper_words[pair]));
+      const __m512i lower = _mm512_set1_epi32(static_cast<int32_t>(lower_words[pair]));
       high0 = _mm512_dpbusd_epi32(high0, first, upper), high1 = _mm512_dpbusd_epi32(high1, second, upper);
       low0 = _mm512_dpbusd_epi32(low0, first, lower), low1 = _mm512_dpbusd_epi32(low1, second, lower);
     }
     alignas(64) int32_t upper_sum[kCodedPages];
-    _mm512_store_si512(upper_sum, high0), _mm512_store_si512(upper_sum + 16, high1);
-    _mm512_store_si512(sum, low0), _mm512_store_si512(sum + 16, low1);
+    _mm512_store_si512(upper_sum, _mm512_add_epi32(high0, high2));
+    _mm512_store_si512(upper_sum + 16, _mm512_add_epi32(high1, high3));
+    _mm512_store_si512(sum, _mm512_add_epi32(low0, low2));
+    _mm512_store_si512(sum + 16, _mm512_add_epi32(low1, low3));
 #pragma omp simd
     for (int64_t p = 0; p < kCodedPages; ++p) sum[p] += 256 * upper_sum[p];
   }
