@@ -175,10 +175,10 @@ void Suite::check_gradients() {
       }
     }
   // A bound that no error exceeds would prove nothing.
-  for (const auto& [port, share] : bound_share_)
-    record("gradients' bounds", port, [&]() -> std::string {
-      if (share <= kLargestBoundShare) return {};
-      return fmt::format("the bound of grad {} is never below {:.2g} of the largest gradient", port, share);
+  for (const auto& each : bound_share_)
+    record("gradients' bounds", each.first, [&]() -> std::string {
+      if (each.second <= kLargestBoundShare) return {};
+      return fmt::format("the bound of grad {} is never below {:.2g} of the largest gradient", each.first, each.second);
     });
 }
 
