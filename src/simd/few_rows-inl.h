@@ -241,18 +241,18 @@ class KeysInPlace {
     using Bytes = KeyBytes<Rows>;
     const int64_t stride_bytes = Bytes::first(k + stride) - Bytes::first(k);
     const float *q = q_ + row * job_.d, *by_element = by_element_ + row * job_.d;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + col;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripStride + col;
     int c = 0;
     auto score = [&](auto sets) {
       for (; c + sets * kLanes <= count; c += static_cast<int>(sets * kLanes))
-        score_keys<kRows, sets>(by_element, job_.d, k + c * stride, stride_bytes, s + c, kStripCols);
+        score_keys<kRows, sets>(by_element, job_.d, k + c * stride, stride_bytes, s + c, kStripStride);
     };
     score(std::integral_constant<int, 2>());
     score(std::integral_constant<int, 1>());
     if (c == count) return;
     for (int64_t i = 0; i < job_.d; ++i) std::fill_n(panel_ + i * kLanes + (count - c), kLanes - (count - c), 0.0f);
     pack_keys(k + c * stride, stride, count - c, job_.d, panel_, kLanes);
-    score_panel<kRows, 1>(q, job_.d, panel_, kLanes, s + c, kStripCols);
+    score_panel<kRows, 1>(q, job_.d, panel_, kLanes, s + c, kStripStride);
   }
   template <int kRows, DType kType>
   void score_rows(int, ChannelRows<kType>, int64_t, int, int) const {}  // not covered

@@ -93,7 +93,7 @@ class AmxKeys : public Bf16Keys {
       const __m512 scale = _mm512_set1_ps(job_.score_scale);
       for (int r = 0; r < rows; ++r)
         for (int i = 0; i < count; i += 16) {
-          float* s = strip_ + r * kStripCols + first_col_ + c + i;
+          float* s = strip_ + r * kStripStride + first_col_ + c + i;
           _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
         }
     }
@@ -106,7 +106,7 @@ class AmxKeys : public Bf16Keys {
     zero_tiles<kRows, kCols>();
     for (int64_t k = 0; k < words_; k += kTileRows)
       multiply_tiles<TilesOfBf16, kRows, kCols>(queries_ + k, words_, panels_.at() + k * kPanelCols + c, kPanelCols);
-    store_tiles<kRows, kCols>(strip_ + first_col_ + c, kStripCols);
+    store_tiles<kRows, kCols>(strip_ + first_col_ + c, kStripStride);
   }
 };
 
@@ -122,7 +122,7 @@ class AmxValues : public Bf16Values {
       uint32_t* to = weights_ + r * kWeightStride;
       for (int i = 0; i < kSteps; ++i)
         if (steps_ >> i & 1) std::fill_n(to + i * kTileRows, kTileRows, 0u);
-      if (r < rows) place_weights(strip_ + r * kStripCols, spans, reinterpret_cast<uint16_t*>(to));
+      if (r < rows) place_weights(strip_ + r * kStripStride, spans, reinterpret_cast<uint16_t*>(to));
     }
   }
 
@@ -145,7 +145,7 @@ class AmxValues : public Bf16Values {
   // In the same order, with zeros for the values that the row does not see.
   void add_seen(int row, const Spans& ranges) {
     uint32_t seen[kMostPairs] = {};
-    mark_seen(strip_ + row * kStripCols, ranges, seen);
+    mark_seen(strip_ + row * kStripStride, ranges, seen);
     const uint32_t* weights = weights_ + row / kTileRows * kTileRows * kWeightStride;
     alignas(64) uint32_t values[kTileRows * 16];
     alignas(64) float sums[kTileRows * 16];

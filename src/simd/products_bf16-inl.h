@@ -94,10 +94,10 @@ class Bf16Keys {
   void scores(int row, int rows, int begin, int end) const {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
     const uint32_t *q = queries_ + row * words_, *panel = panels_.at() + begin;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripStride + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / 16, [&](auto vectors) {
-        multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripCols, job_.score_scale);
+        multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripStride, job_.score_scale);
       });
     });
   }
@@ -168,7 +168,7 @@ class Bf16Values {
   // Rounds weights to bf16, each at the place of its key among pairs.
   void take_weights(int row, int rows, const Spans& spans) {
     for (int r = row; r < row + rows; ++r) {
-      const float* p = strip_ + static_cast<int64_t>(r) * kStripCols;
+      const float* p = strip_ + static_cast<int64_t>(r) * kStripStride;
       uint16_t* to = reinterpret_cast<uint16_t*>(weights_ + static_cast<int64_t>(r) * kMostPairs);
       for (const Span& span : spans) {
         const Span pairs = pairs_of(span);
@@ -190,7 +190,7 @@ class Bf16Values {
   }
 
   void add_seen(int row, const Spans& ranges) {
-    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripStride;
     uint32_t seen[kMostPairs] = {};
     const Span pairs = mark_seen(p, ranges, seen);
     const uint32_t* words = weights_ + static_cast<int64_t>(row) * kMostPairs;

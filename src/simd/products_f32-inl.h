@@ -139,14 +139,14 @@ class F32Keys {
     if (scattered_.in_use()) return scattered_.scores(rows, first_col_ + begin, first_col_ + end);
     if (is_in_place_) return in_place_.scores(row, rows, first_col_ + begin, first_col_ + end);
     const float *q = q_ + static_cast<int64_t>(row) * job_.d, *panel = panels_.at() + begin;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first_col_ + begin;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripStride + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / kLanes,
-                  [&](auto vectors) { score_panel<n, vectors>(q, job_.d, panel, panel_cols_, s, kStripCols); });
+                  [&](auto vectors) { score_panel<n, vectors>(q, job_.d, panel, panel_cols_, s, kStripStride); });
     });
     if constexpr (kRound) {
       for (int r = 0; r < rows; ++r)
-        for (int i = 0; i < end - begin; ++i) s[r * kStripCols + i] *= job_.score_scale;
+        for (int i = 0; i < end - begin; ++i) s[r * kStripStride + i] *= job_.score_scale;
     }
   }
 
@@ -188,7 +188,7 @@ class F32Values {
       for (int r = row; r < row + rows; ++r)
         for (const Span& span : spans) {
           const int begin = span.begin / 16 * 16, end = (span.end + 15) / 16 * 16;
-          round_to_bf16(strip_ + static_cast<int64_t>(r) * kStripCols + begin, end - begin);
+          round_to_bf16(strip_ + static_cast<int64_t>(r) * kStripStride + begin, end - begin);
         }
     }
   }
@@ -198,7 +198,7 @@ class F32Values {
   }
 
   void add_seen(int row, const Spans& ranges) {
-    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripStride;
     for (const Span& range : ranges)
       for (int c = range.begin; c < range.end; ++c)
         if (!marked_hidden(p[c])) add(row, 1, Span{c, c + 1});
@@ -210,7 +210,7 @@ class F32Values {
   static constexpr int kPackHalvesRows = kBlockRows + 1, kPackCodedRows = 13;
 
   void add(int row, int rows, const Span& span) {
-    const float* p = strip_ + static_cast<int64_t>(row) * kStripCols;
+    const float* p = strip_ + static_cast<int64_t>(row) * kStripStride;
     if (scattered_.in_use()) return scattered_.add(rows, p, span.begin, span.end, acc_ + row * job_.acc_stride);
     if (pack_values_) {
       pack(span.begin, span.end);
@@ -266,7 +266,7 @@ class F32Values {
   void add_rows(int row, int rows, const float* p, Rows v, int64_t v_stride, int count, int64_t c) const {
     float* out = acc_ + row * job_.acc_stride + c;
     for_rows(rows,
-             [&](auto n) { add_values<n, kCols, kAhead>(p, kStripCols, v, v_stride, count, out, job_.acc_stride); });
+             [&](auto n) { add_values<n, kCols, kAhead>(p, kStripStride, v, v_stride, count, out, job_.acc_stride); });
   }
 
   const SplitJob& job_;

@@ -232,7 +232,7 @@ class Int8Values {
                          std::any_of(spans.begin(), spans.end(),
                                      [&](const Span& s) { return s.begin <= part.begin && part.end <= s.end; });
       for (int r = row; r < row + rows; ++r) {
-        const float* p = strip_ + static_cast<int64_t>(r) * kStripCols;
+        const float* p = strip_ + static_cast<int64_t>(r) * kStripStride;
         uint8_t* to = reinterpret_cast<uint8_t*>(weights_ + r * kMostQuads + b * kBlockQuads);
         if (whole && take_whole(p + part.begin, r, b, to)) continue;
         _mm512_storeu_si512(to, _mm512_setzero_si512());

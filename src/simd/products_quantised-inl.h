@@ -36,10 +36,10 @@ class QuantisedKeys {
   void scores(int row, int rows, int begin, int end) {
     begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
     const int first = panel_ * kPanelCols;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripCols + first + begin;
+    float* s = strip_ + static_cast<int64_t>(row) * kStripStride + first + begin;
     if (const int b = smoothing_.block_of(row, rows, first + begin, first + end); b >= 0)
-      return multiply(smoothed(), b, row, rows, begin, end, s, kStripCols);
-    multiply(plain(), -1, row, rows, begin, end, s, kStripCols);
+      return multiply(smoothed(), b, row, rows, begin, end, s, kStripStride);
+    multiply(plain(), -1, row, rows, begin, end, s, kStripStride);
     if (!smoothing_.active()) return;
     for (int b = 0; b < kWeightBlocks; ++b) {
       const int from = std::max(blocks_.begin(b), first + begin), to = std::min(blocks_.end(b), first + end);
@@ -51,7 +51,7 @@ class QuantisedKeys {
       for (int r = 0; r < rows; ++r)
         if (smoothing_.is_smooth(row + r, b))
           std::copy_n(smooth + r * kPanelCols + (from - first - begin), to - from,
-                      s + r * kStripCols + (from - first - begin));
+                      s + r * kStripStride + (from - first - begin));
     }
   }
 
@@ -286,7 +286,7 @@ class QuantisedValues {
     for (const Span& span : spans) pack(span);
     const F32 d;
     for (int r = row; r < row + rows; ++r) {
-      float* p = strip_ + static_cast<int64_t>(r) * kStripCols;
+      float* p = strip_ + static_cast<int64_t>(r) * kStripStride;
       for (int b = 0; b < kWeightBlocks; ++b)
         blocks_.take(p, r, b, spans, [&](int c, Vec x, int n) {
           hn::BlendedStore(x, hn::FirstN(d, static_cast<size_t>(n)), d, p + c);
@@ -327,12 +327,12 @@ class QuantisedValues {
   }
 
   void add_part(int row, int rows, const Span& part) {
-    const float *p = strip_ + static_cast<int64_t>(row) * kStripCols + part.begin, *v = values_ + part.begin * padded_;
+    const float *p = strip_ + static_cast<int64_t>(row) * kStripStride + part.begin, *v = values_ + part.begin * padded_;
     for (int64_t c = 0; c < padded_;) {
       const int64_t vectors = std::min<int64_t>(kVecs, (padded_ - c) / kLanes);
       for_rows(rows, [&](auto n) {
         for_vectors(vectors, [&](auto count) {
-          add_values<n, count, false>(p, kStripCols, v + c, padded_, part.end - part.begin, sums_ + c, padded_);
+          add_values<n, count, false>(p, kStripStride, v + c, padded_, part.end - part.begin, sums_ + c, padded_);
         });
       });
       c += vectors * kLanes;

@@ -186,11 +186,11 @@ class ScatteredKeys {
   template <int kRows, class T>
   void score(int c, int end) const {
     for (; c + 32 <= end; c += 32)
-      score_scattered<kRows, 2, T>(by_element_, job_.d, places_.at(c), places_.ahead_of(c), strip_ + c, kStripCols);
+      score_scattered<kRows, 2, T>(by_element_, job_.d, places_.at(c), places_.ahead_of(c), strip_ + c, kStripStride);
     for (; c < end; c += 16) {
       const uint8_t* rows[16];  // what is beyond the last is not used
       for (int i = 0; i < 16; ++i) rows[i] = *places_.at(std::min(c + i, places_.cols() - 1));
-      score_scattered<kRows, 1, T>(by_element_, job_.d, rows, places_.ahead_of(c), strip_ + c, kStripCols);
+      score_scattered<kRows, 1, T>(by_element_, job_.d, rows, places_.ahead_of(c), strip_ + c, kStripStride);
     }
   }
 
@@ -226,7 +226,7 @@ class ScatteredValues {
   }
   template <int kRows, int kCols, class T>
   void add_columns(const float* p, int col, int count, int64_t c, float* acc) const {
-    add_scattered<kRows, kCols, T>(p + col, kStripCols, places_.at(col), places_.ahead_of(col),
+    add_scattered<kRows, kCols, T>(p + col, kStripStride, places_.at(col), places_.ahead_of(col),
                                    c * static_cast<int64_t>(sizeof(T)), count, acc + c, job_.acc_stride);
   }
 

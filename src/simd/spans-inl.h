@@ -9,7 +9,7 @@
 namespace attend {
 namespace HWY_NAMESPACE {
 
-using split_layout::kStripCols;
+using split_layout::kStripCols, split_layout::kStripStride;
 
 inline constexpr int kMaskCols = 64;  // columns of a word of a mask
 inline constexpr int kMaskWords = kStripCols / kMaskCols;

@@ -62,7 +62,7 @@ class Split {
  private:
   static constexpr int kBlockRows = Products::kBlockRows, kGroupRows = Products::kGroupRows;
 
-  float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripCols; }
+  float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripStride; }
 
   void block(int first, int count) {
     Spans groups[kBlockRows / kGroupRows];
@@ -123,7 +123,7 @@ class Split {
         q_position[n] = job_.q_position[(first + r + n) % job_.tokens];
       for (const Span& span : all) {
         Tile tile{strip_row(r) + span.begin,
-                  kStripCols,
+                  kStripStride,
                   n,
                   span.end - span.begin,
                   job_.batch,

@@ -11,6 +11,8 @@ inline constexpr int kGroupRows = 6;       // rows of a micro-kernel: 6 x 4 accu
 inline constexpr int kBlockRows = 24;      // rows whose scores are live at once: 24 x 512 x 4 = 49 KB of L2
 inline constexpr int kMostBlockRows = 32;  // where products have blocks of their own
 inline constexpr int kStripCols = kSplitPositions;
+// Floats from row to row: not a power of two, so that a column of rows lies in different sets of the first cache.
+inline constexpr int kStripStride = kStripCols + 16;
 
 // Products in bf16 take elements in pairs: of a row of a query, and of a strip, where each key may stand alone.
 inline constexpr int kMostWords = 512 / 2, kMostPairs = kStripCols;
@@ -22,7 +24,7 @@ struct Layout {
 constexpr Layout layout(int64_t d, int64_t dv) {
   auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
   Layout l{};
-  l.panels = l.strip + up(kMostBlockRows * kStripCols * int64_t{4});
+  l.panels = l.strip + up(kMostBlockRows * kStripStride * int64_t{4});
   // Two forms of keys in words, two in whole tiles of fours, or whole tiles of pairs.
   l.values = l.panels + up(std::max({d, int64_t{2}, (d + 63) / 64 * 32, (d + 31) / 32 * 16}) * kStripCols * 4);
   l.positions = l.values + up(kSplitPositions * padded_dv(dv) * 4);

@@ -195,7 +195,7 @@ class RowWeights {
     for (const Span& span : spans) {
       std::copy(s + span.begin, s + span.end, before_);
       Tile tile{s + span.begin,
-                kStripCols,
+                kStripStride,
                 1,
                 span.end - span.begin,
                 job_.batch,
