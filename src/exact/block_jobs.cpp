@@ -8,7 +8,7 @@ namespace {
 // Rows of a block share one packed copy of each split's keys: so many that packing takes below a tenth of the products,
 // in whole groups of 6.
 constexpr int64_t block_rows(Compute compute) {
-  return compute == Compute::kF32 || compute == Compute::kBF16 ? 288 : 432;
+  return compute == Compute::kF32 ? 288 : compute == Compute::kBF16 ? 576 : 432;
 }
 constexpr int64_t kGroupRows = 6;
 

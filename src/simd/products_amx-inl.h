@@ -89,14 +89,14 @@ class AmxKeys : public Bf16Keys {
       } else {
         both ? score_tiles<1, 2>(c) : score_tiles<1, 1>(c);
       }
-      const int count = both ? kTileWide : kTileRows;
-      const __m512 scale = _mm512_set1_ps(job_.score_scale);
-      for (int r = 0; r < rows; ++r)
-        for (int i = 0; i < count; i += 16) {
-          float* s = strip_ + r * kStripStride + first_col_ + c + i;
-          _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
-        }
     }
+    if (scale_ == 1) return;
+    const __m512 scale = _mm512_set1_ps(scale_);
+    for (int r = 0; r < rows; ++r)
+      for (int c = begin / 16 * 16; c < end; c += 16) {
+        float* s = strip_ + r * kStripStride + first_col_ + c;
+        _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
+      }
   }
 
  private:
@@ -114,11 +114,28 @@ class AmxValues : public Bf16Values {
  public:
   AmxValues(const SplitJob& job, int rows) : Bf16Values(job, rows, PairOrder::kTiles) {}
 
+  void take_block(int first, float* strip) {
+    Bf16Values::take_block(first, strip);
+    taken_ = false;
+  }
+
+  auto weight_taker(int row, const Spans& spans) {
+    taken_ = true;
+    uint16_t* to = reinterpret_cast<uint16_t*>(weights_ + row * kWeightStride);
+    for (const Span& span : spans)  // zeros around the weights
+      for (int at : {element(span.begin / 16 * 16), element((span.end + 15) / 16 * 16 - 1)})
+        _mm512_storeu_si512(to + at / kStep * kStep, _mm512_setzero_si512());
+    return [this, to](int c, Vec p) HWY_ATTR {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + element(c)),
+                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p.raw)));
+    };
+  }
+
   void take_weights(int, int rows, const Spans& spans) {
     steps_ = 0;
     for (const Span& span : spans)
       for (int i = element(span.begin) / kStep; i <= element(span.end - 1) / kStep; ++i) steps_ |= 1u << i;
-    for (int r = 0; r < tiles_of(rows) * kTileRows; ++r) {
+    for (int r = taken_ ? rows : 0; r < tiles_of(rows) * kTileRows; ++r) {
       uint32_t* to = weights_ + r * kWeightStride;
       for (int i = 0; i < kSteps; ++i)
         if (steps_ >> i & 1) std::fill_n(to + i * kTileRows, kTileRows, 0u);
@@ -145,7 +162,7 @@ class AmxValues : public Bf16Values {
   // In the same order, with zeros for the values that the row does not see.
   void add_seen(int row, const Spans& ranges) {
     uint32_t seen[kMostPairs] = {};
-    mark_seen(strip_ + row * kStripStride, ranges, seen);
+    mark_seen(taken_ ? nullptr : strip_ + row * kStripStride, ranges, seen);
     const uint32_t* weights = weights_ + row / kTileRows * kTileRows * kWeightStride;
     alignas(64) uint32_t values[kTileRows * 16];
     alignas(64) float sums[kTileRows * 16];
@@ -182,11 +199,13 @@ class AmxValues : public Bf16Values {
       if (steps_ >> i & 1)
         multiply_tiles<TilesOfBf16, kRows, kCols>(weights_ + i * kTileRows, kWeightStride,
                                                   values_ + i * kTileRows * padded_ + c, padded_);
+    if (rows == kRows * kTileRows) return store_tiles<kRows, kCols>(acc_ + c, job_.acc_stride);
     alignas(64) float sums[kRows * kTileRows * kCols * 16];
     store_tiles<kRows, kCols>(sums, kCols * 16);
     for (int r = 0; r < rows; ++r) std::copy_n(sums + r * kCols * 16, kCols * 16, acc_ + r * job_.acc_stride + c);
   }
 
+  bool taken_ = false;                     // weights: by weight_taker()
   uint32_t steps_ = 0, packed_steps_ = 0;  // of 32 positions: with weights; with packed values
 };
 

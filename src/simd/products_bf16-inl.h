@@ -68,6 +68,7 @@ class Bf16Keys {
         panels_(job.scratch + split_layout::layout(job.d, job.dv).panels,
                 rows > (order == PairOrder::kTiles ? split_layout::kMostBlockRows : kBlockRows)),
         queries_(reinterpret_cast<uint32_t*>(job.scratch + split_layout::layout(job.d, job.dv).operands)),
+        scale_(job.score_scale),
         used_((job.d + 1) / 2),
         words_(order == PairOrder::kTiles ? (job.d + 31) / 32 * 16 : used_) {}
 
@@ -79,6 +80,7 @@ class Bf16Keys {
     }
   }
 
+  void leave_scale() { scale_ = 1; }
   int panel_cols() const { return kPanelCols; }
 
   void take_panel(int panel) {
@@ -97,7 +99,7 @@ class Bf16Keys {
     float* s = strip_ + static_cast<int64_t>(row) * kStripStride + first_col_ + begin;
     for_rows(rows, [&](auto n) {
       for_vectors((end - begin) / 16, [&](auto vectors) {
-        multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripStride, job_.score_scale);
+        multiply_pairs<n, vectors, true>(q, words_, panel, kPanelCols, words_, s, kStripStride, scale_);
       });
     });
   }
@@ -143,12 +145,15 @@ class Bf16Keys {
   Panels<uint32_t> panels_;
   uint32_t* queries_;
   float* strip_ = nullptr;
+  float scale_;
   int first_col_ = 0;
   int64_t used_, words_;  // of a row
 };
 
 class Bf16Values {
  public:
+  static constexpr bool kShortWeights = true;
+
   Bf16Values(const SplitJob& job, int, PairOrder order = PairOrder::kPairs)
       : job_(job), keys_(job), padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
@@ -225,12 +230,12 @@ class Bf16Values {
     }
   }
 
-  // Marks halves of the words of pairs whose keys a row sees, by its visible columns and its weights.
+  // Marks halves of the words of pairs whose keys a row sees, by its visible columns and, if any, its weights.
   Span mark_seen(const float* p, const Spans& ranges, uint32_t* seen) const {
     Span pairs{kMostPairs, 0};
     for (const Span& range : ranges) {
       for (int c = range.begin; c < range.end; ++c)
-        if (!marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
+        if (!p || !marked_hidden(p[c])) seen[element(c) / 2] |= element(c) % 2 ? 0xffff0000u : 0x0000ffffu;
       pairs = {std::min(pairs.begin, pairs_of(range).begin), pairs_of(range).end};
     }
     return pairs;

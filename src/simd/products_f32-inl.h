@@ -54,6 +54,8 @@ template <class Keys, class Values>
 class Products {
  public:
   static constexpr int kBlockRows = split_layout::kBlockRows, kGroupRows = split_layout::kGroupRows;
+  // Whether weights are rounded to 8 bits or fewer, so that short exponentials do.
+  static constexpr bool kShortWeights = Values::kShortWeights;
 
   Products(const SplitJob& job, int rows) : keys_(job, rows), values_(job, rows) {}
 
@@ -63,10 +65,17 @@ class Products {
     values_.take_block(first, strip);
   }
   int panel_cols() const { return keys_.panel_cols(); }
+  // Scores from now on come without job.score_scale.
+  void leave_scale() requires requires(Keys keys) { keys.leave_scale(); }
+  { keys_.leave_scale(); }
   // Packs a panel of keys, unless it is.
   void take_panel(int panel) { keys_.take_panel(panel); }
   // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
   void scores(int row, int rows, int begin, int end) { keys_.scores(row, rows, begin, end); }
+  // Where weights can pass by the strip: what takes those of a row and columns [c, c + 16) of `spans`. Either all rows of
+  // take_weights() do or none.
+  auto weight_taker(int row, const Spans& spans) requires requires(Values values) { values.weight_taker(row, spans); }
+  { return values_.weight_taker(row, spans); }
   // The strip now holds the weights of these rows, over `spans` rounded outwards to 16 columns.
   void take_weights(int row, int rows, const Spans& spans) { values_.take_weights(row, rows, spans); }
   // acc += p v over all spans, for 1 to 6 rows.
@@ -166,6 +175,8 @@ class F32Keys {
 template <bool kRound>
 class F32Values {
  public:
+  static constexpr bool kShortWeights = false;
+
   F32Values(const SplitJob& job, int rows)
       : job_(job),
         keys_(job),

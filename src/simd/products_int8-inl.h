@@ -211,6 +211,8 @@ class ByteOperands {
 
 class Int8Values {
  public:
+  static constexpr bool kShortWeights = true;
+
   Int8Values(const SplitJob& job, int) : job_(job), keys_(job), blocks_(job), padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);
     values_ = reinterpret_cast<uint32_t*>(job.scratch + layout.values);

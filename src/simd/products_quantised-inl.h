@@ -270,6 +270,8 @@ class WeightBlocks {
 // Weights and values multiplied in f32.
 class QuantisedValues {
  public:
+  static constexpr bool kShortWeights = false;
+
   QuantisedValues(const SplitJob& job, int)
       : job_(job),
         keys_(job),
@@ -327,7 +329,8 @@ class QuantisedValues {
   }
 
   void add_part(int row, int rows, const Span& part) {
-    const float *p = strip_ + static_cast<int64_t>(row) * kStripStride + part.begin, *v = values_ + part.begin * padded_;
+    const float *p = strip_ + static_cast<int64_t>(row) * kStripStride + part.begin,
+                *v = values_ + part.begin * padded_;
     for (int64_t c = 0; c < padded_;) {
       const int64_t vectors = std::min<int64_t>(kVecs, (padded_ - c) / kLanes);
       for_rows(rows, [&](auto n) {

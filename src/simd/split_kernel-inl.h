@@ -48,6 +48,18 @@ class Split {
         padded_(padded_dv(job.dv)),
         weights_(job, positions_),
         products_(job, rows_) {
+#if ATTEND_BF16_DOT
+    if constexpr (Products::kShortWeights) {
+      constexpr bool kLeaves = requires {
+        products_.leave_scale();
+      };
+      const float scale = kLeaves ? job.score_scale : 1.0f;
+      if (scale > 0 && weights_.plain()) {
+        weights_.shorten(scale);
+        if constexpr (kLeaves) products_.leave_scale();
+      }
+    }
+#endif
     if (job.hook || job.weight || job.final_hook)
       for (int c = 0; c < kStripCols; ++c) {
         const int j = std::min(c, job.cols - 1);
@@ -62,7 +74,9 @@ class Split {
  private:
   static constexpr int kBlockRows = Products::kBlockRows, kGroupRows = Products::kGroupRows;
 
-  float* strip_row(int r) { return strip_ + static_cast<int64_t>(r) * kStripStride; }
+  float* strip_row(int r) {
+    return strip_ + static_cast<int64_t>(r) * kStripStride;
+  }
 
   void block(int first, int count) {
     Spans groups[kBlockRows / kGroupRows];
@@ -89,12 +103,23 @@ class Split {
     products_.take_block(first, count, strip_);
     scores(count, groups, group_count, spans);
     if (job_.hook) run_hook(first, count, spans);
-    for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
+    for (int r = 0; r < count; ++r) weigh(first, r, groups[r / kGroupRows]);
     for (int r = 0; r < count && !job_.sums_only; r += kGroupRows)
       weighted_values(first, r, std::min(kGroupRows, count - r), groups[r / kGroupRows]);
   }
 
-  float* acc_row(int row) { return job_.acc + row * job_.acc_stride; }
+  void weigh(int first, int row, const Spans& spans) {
+#if ATTEND_BF16_DOT
+    if constexpr (requires { products_.weight_taker(row, spans); })
+      if (weights_.go_elsewhere())
+        return weights_.weigh_into(first + row, strip_row(row), spans, products_.weight_taker(row, spans));
+#endif
+    weights_.weigh(first + row, strip_row(row), spans);
+  }
+
+  float* acc_row(int row) {
+    return job_.acc + row * job_.acc_stride;
+  }
 
   void scores(int count, const Spans* groups, int group_count, const Spans& all) {
     const int cols = products_.panel_cols();

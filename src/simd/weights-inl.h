@@ -23,7 +23,25 @@ class RowWeights {
     mark_ = mark || job.bias || job.hook || job.mask || job.weight || job.final_hook;
   }
 
-  const ColumnRanges& visible(int row) const { return job_.visible[row % job_.tokens]; }
+  // Whether scores become weights by softmax and nothing else.
+  bool plain() const {
+    return job_.normalizer == Normalizer::kSoftmax && job_.softcap == 0 && !job_.bias && !job_.hook && !job_.weight &&
+           !job_.final_hook && !job_.given_max;
+  }
+#if ATTEND_BF16_DOT
+  // From here on weights are short_exp2_of() plain scores, which come without `scale` > 0.
+  void shorten(float scale) {
+    scale_ = scale;
+  }
+  // Whether rows can be weighed by weigh_into(), with the bits that weigh() gives.
+  bool go_elsewhere() const {
+    return scale_ != 0 && !mark_ && dense_ && !job_.scores && !job_.statistics;
+  }
+#endif
+
+  const ColumnRanges& visible(int row) const {
+    return job_.visible[row % job_.tokens];
+  }
   const uint64_t* mask(int row) const {
     return job_.mask ? job_.mask + row / job_.tokens * job_.mask_head_stride + row % job_.tokens * kMaskWords : nullptr;
   }
@@ -38,6 +56,18 @@ class RowWeights {
     if (job_.scores) keep_scores(row, s, spans);
     const bool softmax = job_.normalizer == Normalizer::kSoftmax || job_.normalizer == Normalizer::kSignedSoftmax;
     const float max = softmax ? largest(s, spans) : 0.0f;
+#if ATTEND_BF16_DOT
+    if (scale_ != 0) {
+      short_exponentials(row, s, spans, max, [&](int c, Vec p) HWY_ATTR {
+        const F32 d;
+        if (mark_) p = hn::IfThenElse(hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
+        hn::StoreU(p, d, s + c);
+      });
+      if (!dense_) job_.sum[row] = total_by_position(s, spans, false);
+      if (job_.statistics) gather(row, s, spans);
+      return;
+    }
+#endif
     const bool empty = softmax ? max == kNegInf : all_hidden(s, spans);
     if (softmax) {
       const float offset = job_.given_max ? job_.given_max[row] : max;
@@ -57,6 +87,16 @@ class RowWeights {
     job_.max[row] = empty ? kNegInf : !softmax || job_.given_max ? 0.0f : max;
     if (job_.statistics) gather(row, s, spans);
   }
+
+#if ATTEND_BF16_DOT
+  // Gives 16 weights a call to put(column, weights) and leaves the strip as it is.
+  template <class Put>
+  HWY_INLINE void weigh_into(int row, float* s, const Spans& all, Put put) {
+    const Spans spans = rounded(all);
+    for (const Span& span : spans) hide(row, s, span);
+    short_exponentials(row, s, spans, largest(s, spans), put);
+  }
+#endif
 
   void run_on_weights(const Hook& hook, int row, float* p, const Spans& all) {
     run(hook, row, p, rounded(all), [](auto x) { return negative_zero(x); });
@@ -187,6 +227,24 @@ class RowWeights {
     job_.sum[row] = dense_ ? total(lanes) : total_by_position(s, spans, kSigned);
   }
 
+#if ATTEND_BF16_DOT
+  template <class Put>
+  HWY_INLINE void short_exponentials(int row, const float* s, const Spans& spans, float max, Put put) const {
+    const F32 d;
+    const float factor = scale_ * 1.44269504f;
+    const Vec scale = hn::Set(d, factor), offset = hn::Set(d, max == kNegInf ? 0.0f : max * factor);
+    Vec sum = hn::Zero(d);
+    for (const Span& span : spans)
+      for (int c = span.begin; c < span.end; c += 16) {
+        const Vec p = short_exp2_of(hn::MulSub(hn::LoadU(d, s + c), scale, offset));
+        sum = hn::Add(sum, p);
+        put(c, p);
+      }
+    job_.max[row] = max == kNegInf ? kNegInf : max * scale_;
+    job_.sum[row] = total(&sum);
+  }
+#endif
+
   // Calls a hook on a row; what is hidden before is so after, and nothing else looks like it.
   template <class IsHidden>
   void run(const Hook& hook, int row, float* s, const Spans& spans, IsHidden is_hidden) {
@@ -214,7 +272,11 @@ class RowWeights {
   void keep_scores(int row, const float* s, const Spans& spans) const {
     float* to =
         job_.scores + row / job_.tokens * job_.scores_head_stride + row % job_.tokens * job_.scores_token_stride;
-    for (const Span& span : spans) std::copy(s + span.begin, s + std::min(span.end, job_.cols), to + span.begin);
+    for (const Span& span : spans) {
+      const int end = std::min(span.end, job_.cols);
+      std::copy(s + span.begin, s + end, to + span.begin);
+      for (int c = span.begin; scale_ != 0 && c < end; ++c) to[c] *= scale_;
+    }
   }
 
   void gather(int row, const float* p, const Spans& spans) const {
@@ -269,6 +331,7 @@ class RowWeights {
   const SplitJob& job_;
   const int32_t* positions_;
   bool dense_, mark_;
+  float scale_ = 0;               // that scores lack; 0: none, and weights are exp_of() them
   PositionLanes position_lanes_;  // where the keys are not dense
   alignas(64) float before_[kStripCols];
 };
