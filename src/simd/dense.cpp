@@ -22,12 +22,8 @@ ATTEND_INLINE float value_of(float x) {
 ATTEND_INLINE float value_of(BF16 x) {
   return to_f32(x);
 }
-// As to_f32, without a branch.
 ATTEND_INLINE float value_of(F16 x) {
-  const uint32_t shifted = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  const float scaled = std::bit_cast<float>(shifted) * 0x1p112f;
-  const uint32_t finite = std::bit_cast<uint32_t>(scaled), special = shifted | 0x7f800000u;
-  return std::bit_cast<float>((shifted >= 0x0f800000u ? special : finite) | sign);
+  return to_f32(x);
 }
 
 // to[c * to_stride + j] = from[j][c] of 8 x 8 numbers: three times rows i and i + 4 become rows 2 i and 2 i + 1, their

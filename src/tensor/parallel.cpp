@@ -27,6 +27,29 @@ void pause() {
 #endif
 }
 
+// While it lives, denormals count as zero on this thread. On Intel's processors each vector with one costs over a hundred
+// cycles otherwise: a softmax over scores that differ by 87 or more is full of them.
+class DenormalsAreZero {
+ public:
+#if defined(__x86_64__)
+  DenormalsAreZero() : before_(_mm_getcsr()) {
+    _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+  }
+  ~DenormalsAreZero() {
+    _mm_setcsr(before_);
+  }
+#else
+  DenormalsAreZero() {}
+#endif
+  DenormalsAreZero(const DenormalsAreZero&) = delete;
+  DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  unsigned before_;
+#endif
+};
+
 // How long a thread waits busily before it sleeps: longer than what lies between two loops of a model, so that helpers
 // are there when the next one begins.
 class Patience {
@@ -100,6 +123,7 @@ class Pool {
   }
 
   void help(int worker) {
+    const DenormalsAreZero denormals;
     uint32_t seen = 0;  // number of the last job
     while (!stop_.load(std::memory_order_relaxed)) {
       uint32_t state = state_.load(std::memory_order_acquire);
@@ -135,6 +159,7 @@ class Pool {
 
 void run_parallel(int threads, int64_t count, void (*task)(const void* self, int64_t index, int worker),
                   const void* self) {
+  const DenormalsAreZero denormals;
   threads = static_cast<int>(std::min<int64_t>({threads, count, kMostThreads}));
   if (threads > 1 && Pool::instance().run(threads, count, task, self)) return;
   for (int64_t i = 0; i < count; ++i) task(self, i, 0);

@@ -26,6 +26,22 @@ TEST(Parallel, RunsEveryIndexOnce) {
       }
 }
 
+#if defined(__x86_64__)
+TEST(Parallel, DenormalsAreZeroInTasksOnly) {
+  volatile float small = 1e-38f;
+  for (int threads : {1, 3}) {
+    std::atomic<int> zeros = 0;
+    parallel_for(threads, 100, [&](int64_t, int) {
+      const float tenth = small * 0.1f;
+      if (tenth == 0) ++zeros;
+    });
+    EXPECT_EQ(zeros, 100);
+    const float tenth = small * 0.1f;
+    EXPECT_GT(tenth, 0);
+  }
+}
+#endif
+
 TEST(Parallel, ManySmallJobsSeeEachOthersWrites) {
   std::vector<int64_t> values(64, 0);
   for (int job = 0; job < 20000; ++job)
