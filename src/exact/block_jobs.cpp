@@ -49,6 +49,11 @@ void BlockJobs::prepare(const Block& block, Workspace& w) const {
   find_slots(block, w);
   const float scale = p_.options.compute == Compute::kF32 ? p_.scale : 1.0f;
   const bool dense = p_.q.stride[2] == p_.d;
+  w.queries = w.q;
+  if (p_.options.compute != Compute::kF32 && dense && p_.group == 1) {
+    w.queries = p_.q.at<float>({block.batch, block.kv_head, block.first});
+    return;
+  }
   for (int64_t g = 0; g < p_.group; ++g)
     for (int64_t t = 0; t < block.tokens; t += dense ? block.tokens : 1) {
       const float* from = p_.q.at<float>({block.batch, block.kv_head * p_.group + g, block.first + t});
@@ -117,7 +122,7 @@ SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) co
   const float* bias = nullptr;
   if (p_.bias.data) bias = p_.bias.at<float>({block.batch, head, block.first, split.first_slot});
   return {
-      .q = w.q,
+      .q = w.queries,
       .compute = p_.options.compute,
       .score_scale = p_.scale,
       .heads = static_cast<int>(p_.group),

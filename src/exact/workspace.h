@@ -43,6 +43,7 @@ class Carver {
 };
 
 struct Workspace {
+  const float* queries;  // q, or the tensor's own where they lie as a kernel takes them
   float *q, *max, *sum, *acc, *split_max, *split_sum, *split_acc;
   float *given_max, *given_inverse;
   int32_t* q_position;

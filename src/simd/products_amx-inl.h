@@ -47,14 +47,15 @@ struct TilesOfUnsignedAndSigned {
   }
 };
 
-// One product of each tile of results; strides in words.
-template <class Of, int kRows, int kCols>
+// One product of each tile of results; strides in words. kPassing: B is not read again soon and leaves A in the first
+// cache.
+template <class Of, int kRows, int kCols, bool kPassing = false>
 HWY_INLINE void multiply_tiles(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride) {
-  Tiles::load<6>(b, b_stride * 4);
+  Tiles::load<6, kPassing>(b, b_stride * 4);
   Tiles::load<4>(a, a_stride * 4);
   Of::template multiply<0, 4, 6>();
   if constexpr (kCols == 2) {
-    Tiles::load<7>(b + 16, b_stride * 4);
+    Tiles::load<7, kPassing>(b + 16, b_stride * 4);
     Of::template multiply<1, 4, 7>();
   }
   if constexpr (kRows == 2) {
@@ -112,6 +113,8 @@ class AmxKeys : public Bf16Keys {
 
 class AmxValues : public Bf16Values {
  public:
+  static constexpr bool kOverwrites = true;
+
   AmxValues(const SplitJob& job, int rows) : Bf16Values(job, rows, PairOrder::kTiles) {}
 
   void take_block(int first, float* strip) {
@@ -125,10 +128,7 @@ class AmxValues : public Bf16Values {
     for (const Span& span : spans)  // zeros around the weights
       for (int at : {element(span.begin / 16 * 16), element((span.end + 15) / 16 * 16 - 1)})
         _mm512_storeu_si512(to + at / kStep * kStep, _mm512_setzero_si512());
-    return [this, to](int c, Vec p) HWY_ATTR {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + element(c)),
-                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p.raw)));
-    };
+    return Taker{to + element(0)};
   }
 
   void take_weights(int, int rows, const Spans& spans) {
@@ -159,6 +159,8 @@ class AmxValues : public Bf16Values {
     }
   }
 
+  bool values_finite() const { return values_finite_; }
+
   // In the same order, with zeros for the values that the row does not see.
   void add_seen(int row, const Spans& ranges) {
     uint32_t seen[kMostPairs] = {};
@@ -186,6 +188,16 @@ class AmxValues : public Bf16Values {
   }
 
  private:
+  struct Taker {
+    uint16_t* to;
+    HWY_INLINE void operator()(int c, Vec p) const {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p.raw)));
+    }
+    HWY_INLINE void operator()(int c, Vec low, Vec high) const {
+      _mm512_storeu_si512(to + c, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.raw, low.raw)));
+    }
+  };
+
   static constexpr int kStep = 2 * kTileRows, kSteps = static_cast<int>(kSplitPositions) / kStep;  // keys of a product
   // Words of a row of weights; not a power of two, so that rows of a tile lie in different sets of the first cache.
   static constexpr int kWeightStride = kMostPairs / 2 + kTileRows;
@@ -197,8 +209,8 @@ class AmxValues : public Bf16Values {
     zero_tiles<kRows, kCols>();
     for (int i = 0; i < kSteps; ++i)
       if (steps_ >> i & 1)
-        multiply_tiles<TilesOfBf16, kRows, kCols>(weights_ + i * kTileRows, kWeightStride,
-                                                  values_ + i * kTileRows * padded_ + c, padded_);
+        multiply_tiles<TilesOfBf16, kRows, kCols, true>(weights_ + i * kTileRows, kWeightStride,
+                                                        values_ + i * kTileRows * padded_ + c, padded_);
     if (rows == kRows * kTileRows) return store_tiles<kRows, kCols>(acc_ + c, job_.acc_stride);
     alignas(64) float sums[kRows * kTileRows * kCols * 16];
     store_tiles<kRows, kCols>(sums, kCols * 16);

@@ -152,7 +152,7 @@ class Bf16Keys {
 
 class Bf16Values {
  public:
-  static constexpr bool kShortWeights = true;
+  static constexpr bool kShortWeights = true, kOverwrites = false;
 
   Bf16Values(const SplitJob& job, int, PairOrder order = PairOrder::kPairs)
       : job_(job), keys_(job), padded_(padded_dv(job.dv)) {
@@ -240,6 +240,8 @@ class Bf16Values {
     }
     return pairs;
   }
+
+  bool values_finite_ = true;  // of those packed
 
   // Values of pairs [begin, end).
   void pack_values_of(int begin, int end) {
@@ -333,16 +335,22 @@ class Bf16Values {
     uint32_t* to = values_ + pair * padded_;
     int64_t c = 0;
     if (low && high)
-      for (; c + 16 <= job_.dv; c += 16) _mm512_storeu_si512(to + c, join(load_bf16(low + c), load_bf16(high + c)));
+      for (; c + 16 <= job_.dv; c += 16) put(join(load_bf16(low + c), load_bf16(high + c)), to + c);
     for (; c < padded_; c += 16) {
       alignas(64) uint16_t half[2][16] = {};
       for (int64_t j = c; j < std::min<int64_t>(job_.dv, c + 16); ++j) {
         if (low) half[0][j - c] = to_bf16(scalar_f32(low[j])).bits;
         if (high) half[1][j - c] = to_bf16(scalar_f32(high[j])).bits;
       }
-      _mm512_storeu_si512(to + c, join(_mm256_load_si256(reinterpret_cast<const __m256i*>(half[0])),
-                                       _mm256_load_si256(reinterpret_cast<const __m256i*>(half[1]))));
+      put(join(_mm256_load_si256(reinterpret_cast<const __m256i*>(half[0])),
+               _mm256_load_si256(reinterpret_cast<const __m256i*>(half[1]))),
+          to + c);
     }
+  }
+  HWY_INLINE void put(__m512i words, uint32_t* to) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    values_finite_ &= _mm512_cmpeq_epi16_mask(_mm512_and_si512(words, exponent), exponent) == 0;
+    _mm512_storeu_si512(to, words);
   }
   static HWY_INLINE __m512i join(__m256i low, __m256i high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));

@@ -56,6 +56,8 @@ class Products {
   static constexpr int kBlockRows = split_layout::kBlockRows, kGroupRows = split_layout::kGroupRows;
   // Whether weights are rounded to 8 bits or fewer, so that short exponentials do.
   static constexpr bool kShortWeights = Values::kShortWeights;
+  // Whether add() sets acc, which then needs no zeros.
+  static constexpr bool kOverwrites = Values::kOverwrites;
 
   Products(const SplitJob& job, int rows) : keys_(job, rows), values_(job, rows) {}
 
@@ -80,6 +82,9 @@ class Products {
   void take_weights(int row, int rows, const Spans& spans) { values_.take_weights(row, rows, spans); }
   // acc += p v over all spans, for 1 to 6 rows.
   void add(int row, int rows, const Spans& spans) { values_.add(row, rows, spans); }
+  // Where values are packed: whether those that add() took so far are finite.
+  bool values_finite() const requires requires(const Values values) { values.values_finite(); }
+  { return values_.values_finite(); }
   // The same for one row and only those keys in `ranges` whose weights are not marked as hidden.
   void add_seen(int row, const Spans& ranges) { values_.add_seen(row, ranges); }
 
@@ -175,7 +180,7 @@ class F32Keys {
 template <bool kRound>
 class F32Values {
  public:
-  static constexpr bool kShortWeights = false;
+  static constexpr bool kShortWeights = false, kOverwrites = false;
 
   F32Values(const SplitJob& job, int rows)
       : job_(job),

@@ -211,7 +211,7 @@ class ByteOperands {
 
 class Int8Values {
  public:
-  static constexpr bool kShortWeights = true;
+  static constexpr bool kShortWeights = true, kOverwrites = false;
 
   Int8Values(const SplitJob& job, int) : job_(job), keys_(job), blocks_(job), padded_(padded_dv(job.dv)) {
     const split_layout::Layout layout = split_layout::layout(job.d, job.dv);

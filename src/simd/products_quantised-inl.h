@@ -270,7 +270,7 @@ class WeightBlocks {
 // Weights and values multiplied in f32.
 class QuantisedValues {
  public:
-  static constexpr bool kShortWeights = false;
+  static constexpr bool kShortWeights = false, kOverwrites = false;
 
   QuantisedValues(const SplitJob& job, int)
       : job_(job),

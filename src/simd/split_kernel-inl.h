@@ -90,7 +90,9 @@ class Split {
       groups[g] = seen.spans();
     }
     const Spans spans = all.spans();
-    if (job_.acc_stride == padded_) {
+    if (Products::kOverwrites && !spans.empty() && !job_.sums_only) {
+      // acc comes whole.
+    } else if (job_.acc_stride == padded_) {
       std::fill_n(acc_row(first), count * padded_, 0.0f);
     } else {
       for (int r = 0; r < count; ++r) std::fill_n(acc_row(first + r), padded_, 0.0f);
@@ -103,18 +105,26 @@ class Split {
     products_.take_block(first, count, strip_);
     scores(count, groups, group_count, spans);
     if (job_.hook) run_hook(first, count, spans);
-    for (int r = 0; r < count; ++r) weigh(first, r, groups[r / kGroupRows]);
+    weigh(first, count, groups);
     for (int r = 0; r < count && !job_.sums_only; r += kGroupRows)
       weighted_values(first, r, std::min(kGroupRows, count - r), groups[r / kGroupRows]);
   }
 
-  void weigh(int first, int row, const Spans& spans) {
+  void weigh(int first, int count, const Spans* groups) {
 #if ATTEND_BF16_DOT
-    if constexpr (requires { products_.weight_taker(row, spans); })
-      if (weights_.go_elsewhere())
-        return weights_.weigh_into(first + row, strip_row(row), spans, products_.weight_taker(row, spans));
+    if constexpr (requires { products_.weight_taker(0, groups[0]); })
+      if (weights_.go_elsewhere()) {
+        static_assert(kGroupRows == kBlockRows);
+        float top = weights_.find_top(first, strip_, groups[0]);
+        for (int r = 0; r < count; ++r) {
+          const float next = r + 1 < count ? weights_.find_top(first + r + 1, strip_row(r + 1), groups[0]) : 0.0f;
+          weights_.weigh_into(first + r, strip_row(r), groups[0], top, products_.weight_taker(r, groups[0]));
+          top = next;
+        }
+        return;
+      }
 #endif
-    weights_.weigh(first + row, strip_row(row), spans);
+    for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
   }
 
   float* acc_row(int row) {
@@ -164,7 +174,11 @@ class Split {
   void weighted_values(int first, int row, int rows, const Spans& seen) {
     products_.take_weights(row, rows, seen);
     products_.add(row, rows, seen);
-    if (all_finite(first + row, rows)) return;
+    if constexpr (requires { products_.values_finite(); }) {
+      if (products_.values_finite()) return;
+    } else if (all_finite(first + row, rows)) {
+      return;
+    }
     // A value that is not finite must not reach rows that hide its key: add again, for each row what it sees.
     for (int r = row; r < row + rows; ++r) {
       std::fill_n(acc_row(first + r), padded_, 0.0f);

@@ -49,10 +49,14 @@ class Tiles {
   [[gnu::always_inline]] static inline void zero() {
     __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
-  // Rows are `stride` bytes apart.
-  template <int kTile>
+  // Rows are `stride` bytes apart. kPassing: they are not read again before they leave the first cache.
+  template <int kTile, bool kPassing = false>
   [[gnu::always_inline]] static inline void load(const void* from, int64_t stride) {
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+    if constexpr (kPassing) {
+      __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+    } else {
+      __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+    }
   }
   template <int kTile>
   [[gnu::always_inline]] static inline void store(void* to, int64_t stride) {

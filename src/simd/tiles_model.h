@@ -20,7 +20,7 @@ class Tiles {
   static void zero() {
     std::memset(tile_[kTile], 0, sizeof(tile_[kTile]));
   }
-  template <int kTile>
+  template <int kTile, bool = false>
   static void load(const void* from, int64_t stride) {
     zero<kTile>();
     const size_t bytes = kTile == 4 || kTile == 5 ? static_cast<size_t>(depth_) : 64;

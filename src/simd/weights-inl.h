@@ -58,11 +58,15 @@ class RowWeights {
     const float max = softmax ? largest(s, spans) : 0.0f;
 #if ATTEND_BF16_DOT
     if (scale_ != 0) {
-      short_exponentials(row, s, spans, max, [&](int c, Vec p) HWY_ATTR {
+      auto put = [&](int c, auto... vectors) HWY_ATTR {
         const F32 d;
-        if (mark_) p = hn::IfThenElse(hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
-        hn::StoreU(p, d, s + c);
-      });
+        for (Vec p : {vectors...}) {
+          if (mark_) p = hn::IfThenElse(hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
+          hn::StoreU(p, d, s + c);
+          c += 16;
+        }
+      };
+      short_exponentials(row, s, spans, max, put);
       if (!dense_) job_.sum[row] = total_by_position(s, spans, false);
       if (job_.statistics) gather(row, s, spans);
       return;
@@ -89,12 +93,16 @@ class RowWeights {
   }
 
 #if ATTEND_BF16_DOT
-  // Gives 16 weights a call to put(column, weights) and leaves the strip as it is.
-  template <class Put>
-  HWY_INLINE void weigh_into(int row, float* s, const Spans& all, Put put) {
+  // weigh() in two steps, for weights that put(column, 16 or 32 weights) takes instead of the strip. Hides what `row` does
+  // not see and finds its largest score; the next row's is best asked for before weigh_into().
+  float find_top(int row, float* s, const Spans& all) const {
     const Spans spans = rounded(all);
     for (const Span& span : spans) hide(row, s, span);
-    short_exponentials(row, s, spans, largest(s, spans), put);
+    return largest(s, spans);
+  }
+  template <class Put>
+  HWY_INLINE void weigh_into(int row, const float* s, const Spans& all, float top, Put put) const {
+    short_exponentials(row, s, rounded(all), top, put);
   }
 #endif
 
@@ -142,6 +150,7 @@ class RowWeights {
 
   void hide(int row, float* s, const Span& span) const {
     const ColumnRanges& v = visible(row);
+    if (v.a0 <= span.begin && span.end <= v.a1 && !job_.mask) return;
     int from = span.begin;
     for (const Span& seen : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) {
       if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
@@ -234,12 +243,19 @@ class RowWeights {
     const float factor = scale_ * 1.44269504f;
     const Vec scale = hn::Set(d, factor), offset = hn::Set(d, max == kNegInf ? 0.0f : max * factor);
     Vec sum = hn::Zero(d);
-    for (const Span& span : spans)
-      for (int c = span.begin; c < span.end; c += 16) {
-        const Vec p = short_exp2_of(hn::MulSub(hn::LoadU(d, s + c), scale, offset));
-        sum = hn::Add(sum, p);
-        put(c, p);
+    auto weights = [&](int c) HWY_ATTR {
+      const Vec p = short_exp2_of(hn::MulSub(hn::LoadU(d, s + c), scale, offset));
+      sum = hn::Add(sum, p);
+      return p;
+    };
+    for (const Span& span : spans) {
+      int c = span.begin;
+      for (; c + 32 <= span.end; c += 32) {
+        const Vec low = weights(c);
+        put(c, low, weights(c + 16));
       }
+      if (c < span.end) put(c, weights(c));
+    }
     job_.max[row] = max == kNegInf ? kNegInf : max * scale_;
     job_.sum[row] = total(&sum);
   }
