@@ -6,8 +6,8 @@ Every result is first checked against a reference in double precision: what is w
 attend alternate: nine pairs, three where a call takes over 20 s. A ratio is the peer's time over attend's in the same
 pair; it holds if its lower quartile does.
 
-Installs the peers into build/peers/venv, writes the part of docs/performance.md between its markers and
-docs/kernels.svg, and keeps every measurement in build/peers/kernels.json.
+Installs the peers into build/peers/venv, writes the part of docs/performance.md between its markers and a chart beside
+it, and keeps every measurement in build/peers/kernels.json.
 """
 
 import argparse
@@ -359,6 +359,7 @@ def main():
     parser.add_argument("--row", default="", help="only rows whose name holds this; the others stay as measured before")
     parser.add_argument("--peer", default="", help="only peers whose name holds this; keeps and writes nothing")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page from what is kept")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="the page that is written")
     args = parser.parse_args()
 
     WORK.mkdir(parents=True, exist_ok=True)
@@ -383,7 +384,7 @@ def main():
         reference.stop()
         shutil.rmtree(DATA)
     if not args.peer:
-        report(kept, [row.name for row in ROWS])
+        report(kept, [row.name for row in ROWS], args.page)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def commit():
     return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
-def report(results, threads):
+def report(results, threads, page):
     def span(q, digits):
         return f"{q[1]:.{digits}f} ({q[0]:.{digits}f}-{q[2]:.{digits}f})"
 
@@ -232,7 +232,6 @@ def report(results, threads):
                           f"attend {span(load['attend'], 2)}."]
         lines.append("")
     lines.append(END)
-    page = ROOT / "docs" / "performance.md"
     text = page.read_text() if page.exists() else "# Performance\n\n" + BEGIN + "\n" + END + "\n"
     if BEGIN not in text:
         text += "\n" + BEGIN + "\n" + END + "\n"
@@ -252,6 +251,7 @@ def main():
     parser.add_argument("--kind", choices=["load", "prefill", "decode"], help="only rows of this kind")
     parser.add_argument("--codec", choices=CODECS, help="only rows with keys and values of this type")
     parser.add_argument("--least", type=int, default=0, help="shortest prompt in tokens")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="the page that is written")
     args = parser.parse_args()
 
     bench = llama_bench()
@@ -283,7 +283,7 @@ def main():
         (model, kind, tokens, codec) for model, kinds in POINTS.items()
         for kind, sizes in [("load", [0]), *kinds.items()] for tokens in sizes for codec in CODECS)}
     results = sorted((r for k, r in results.items() if k in order), key=lambda r: order[key(r)])
-    report(results, args.threads)
+    report(results, args.threads, args.page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What peers.py writes: its part of docs/performance.md and docs/kernels.svg."""
+"""What peers.py writes: its part of a page of docs and a chart beside it."""
 
 import math
 import os
@@ -95,7 +95,7 @@ def chart(rows):
             f'</style>\n<rect width="{width}" height="{height}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n")
 
 
-def report(kept, order):
+def report(kept, order, page):
     rows = [kept["rows"][name] for name in order if name in kept["rows"]]
     machine, versions = kept.get("machine", {}), kept.get("versions", {})
     commits = list(dict.fromkeys(r["commit"] for r in rows))
@@ -121,13 +121,13 @@ def report(kept, order):
              "mask that llama.cpp gives it. Keys and values of a decoding step come from memory: calls rotate over "
              "copies beyond the caches.", ""]
     if chart(rows):
-        lines += ["![Ratios of times](kernels.svg)", ""]
-        (ROOT / "docs" / "kernels.svg").write_text(chart(rows))
+        picture = f"kernels{page.stem.removeprefix('performance')}.svg"
+        lines += [f"![Ratios of times]({picture})", ""]
+        page.with_name(picture).write_text(chart(rows))
     for title, part, rate, per in (("Prefill", [r for r in rows if not r["decode"]], "GFLOP/s", "flops"),
                                    ("Decode", [r for r in rows if r["decode"]], "GB/s", "bytes")):
         if part:
             lines += [f"### {title}", "", *table(part, rate, per), ""]
-    page = ROOT / "docs" / "performance.md"
     text = page.read_text()
     if BEGIN not in text:
         text += f"\n{BEGIN}\n{END}\n"
