@@ -8,12 +8,9 @@ Columns::Columns(const Problem& p, const View& k, Context& context)
     : p_(p), keys_(k.shape[2]), k_(widened(k, widened_, context)) {}
 
 void Columns::lse(const float* row, float* out, Context& context) const {
-  // One call for each query head of a group: its heads are a strided view.
+  // One call for each query head of a group.
   for (int64_t g = 0; g < p_.group; ++g) {
-    View q = p_.q;
-    q.data = p_.q.at<float>({0, g});
-    q.shape[1] = p_.kv_heads;
-    q.stride[1] *= p_.group;
+    const View q = heads_of(p_.q, g, p_);
     View none = q;  // values nobody asks for
     none.shape[3] = 1;
     Qkv in{.q = k_, .k = q, .v = none};
@@ -28,6 +25,14 @@ void Columns::lse(const float* row, float* out, Context& context) const {
     to.stride[1] = p_.group * keys_;
     softmax_attention(in, {.scale = p_.scale}, {.lse = to}, context);
   }
+}
+
+View heads_of(View x, int64_t place, const Problem& p) {
+  if (!x.data) return x;
+  x.data = x.at<float>({0, place});
+  x.shape[1] = p.kv_heads;
+  x.stride[1] *= p.group;
+  return x;
 }
 
 }  // namespace attend::exact

@@ -21,4 +21,7 @@ class Columns {
   View k_;  // [B, Hkv, Tk, D] f32
 };
 
+// Of query heads those at one place of their groups, one a kv head; empty if `x` is.
+View heads_of(View x, int64_t place, const Problem& p);
+
 }  // namespace attend::exact

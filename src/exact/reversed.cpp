@@ -44,15 +44,6 @@ float gate_of(const View& select, const View& message, int64_t b, int64_t h, int
   return (select.data ? *select.at<float>({b, h, j}) : 1) * (message.data ? *message.at<float>({b, j}) : 1);
 }
 
-// Query heads first, first + group, ..: those of a place in their groups, one a kv head.
-View heads_of(View x, int64_t place, int64_t kv_heads, int64_t group) {
-  if (!x.data) return x;
-  x.data = x.at<float>({0, place});
-  x.shape[1] = kv_heads;
-  x.stride[1] *= group;
-  return x;
-}
-
 }  // namespace
 
 void reversed_attention(const Qkv& in, const View& select, const View& message, const ReversedOptions& options,
@@ -110,7 +101,7 @@ void reversed_attention_backward(const Qkv& in, const View& select, const View& 
              lse = place(3, {p.batch, p.kv_heads, keys}), sent = place(3, {p.batch, p.heads, keys});
   // Keys ask and queries answer with the gradients of their outputs.
   for (int64_t g = 0; g < p.group; ++g) {
-    auto heads = [&](const View& x) { return heads_of(x, g, p.kv_heads, p.group); };
+    auto heads = [&](const View& x) { return exact::heads_of(x, g, p); };
     const Qkv turned{.q = k, .k = heads(p.q), .v = heads(grad_out)};
     softmax_attention(turned, {.scale = p.scale}, {back, lse}, context);
     parallel_for(context.threads, p.batch * p.kv_heads, [&](int64_t task, int) {
