@@ -61,14 +61,11 @@ class Draws {
   std::vector<uint64_t> below_;  // of the draws that take part, by distance
 };
 
-}  // namespace
+SoftmaxOptions softmax_of(const PrFlashOptions& options) {
+  return {.causal = true, .scale = options.scale};
+}
 
-void prflash_attention(const Qkv& in, const View& probability, const PrFlashOptions& options, const AttnOut& out,
-                       Context& context) {
-  const SoftmaxOptions softmax{.causal = true, .scale = options.scale};
-  check_options(probability, options, out);
-  const exact::Problem p = exact::check(in, softmax, kOp);
-  exact::check_outputs(p, in, out, kOp);
+BlockMask mask_of(const exact::Problem& p, const View& probability, const PrFlashOptions& options, Context& context) {
   MaskSizes sizes;
   int64_t first = kNoEnd;
   for (int64_t b = 0; b < p.batch; ++b)
@@ -79,21 +76,41 @@ void prflash_attention(const Qkv& in, const View& probability, const PrFlashOpti
   for (const exact::Keys& keys : p.keys) sizes.keys = std::max(sizes.keys, keys.end_position());
   const int64_t side = options.block;
   const Draws draws((sizes.queries + side - 1) / side, probability, options);
-  auto run = [&](const BlockMask& mask) { softmax_attention(in, softmax, out, context, {.mask = &mask}); };
   if (side % BlockMask::kBlock == 0) {
     const int64_t ratio = side / BlockMask::kBlock;
-    run(BlockMask(
+    return BlockMask(
         sizes,
         [&](int64_t, int64_t, int64_t query_block, int64_t key_block) {
           return draws.takes_part(query_block / ratio, key_block / ratio);
         },
-        first / BlockMask::kBlock));
-  } else {
-    auto seen = [&](int, int, int32_t i, int32_t j) {
-      return i >= first && j <= i && draws.takes_part(i / side, j / side);
-    };
-    run(block_mask(seen, sizes, context));
+        first / BlockMask::kBlock);
   }
+  auto seen = [&](int, int, int32_t i, int32_t j) {
+    return i >= first && j <= i && draws.takes_part(i / side, j / side);
+  };
+  return block_mask(seen, sizes, context);
+}
+
+}  // namespace
+
+void prflash_attention(const Qkv& in, const View& probability, const PrFlashOptions& options, const AttnOut& out,
+                       Context& context) {
+  check_options(probability, options, out);
+  const exact::Problem p = exact::check(in, softmax_of(options), kOp);
+  exact::check_outputs(p, in, out, kOp);
+  const BlockMask mask = mask_of(p, probability, options, context);
+  softmax_attention(in, p.options, out, context, {.mask = &mask});
+}
+
+void prflash_attention_backward(const Qkv& in, const View& probability, const PrFlashOptions& options,
+                                const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
+                                Context& context) {
+  exact::require_arrays(kOp, in);
+  for (const View& grad : {grad_in.q, grad_in.k, grad_in.v}) check_options(probability, options, {grad});
+  const exact::Problem p = exact::check(in, softmax_of(options), kOp);
+  exact::check_gradients(p, in, forward, grad_out, grad_in, kOp);
+  const BlockMask mask = mask_of(p, probability, options, context);
+  softmax_attention_backward(in, p.options, forward, grad_out, grad_in, context, {.mask = &mask});
 }
 
 std::vector<bool> prflash_blocks(int64_t blocks, const View& probability, const PrFlashOptions& options) {

@@ -28,7 +28,8 @@ constexpr Paper kPapers[] = {
     {"The Nature of Mathematical Modeling and Probabilistic Optimization Engineering in Generative AI", "2410.18441",
      "237"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 PrFlashOptions options_from(const Spec& spec) {
   return {.scale = spec.real("scale"),
@@ -67,16 +68,23 @@ constexpr Entry kEntry = {
     .traits = {.exact_for = "power = 0, where every block takes part; else the blocks that are drawn",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "237: the abstract says a probability distribution over block distances; the paper's own was not at hand, so "
         "power is ours and the port `probability` takes any. Blocks are shared by batch entries and heads, and weights "
-        "are not rescaled. Forward only.",
+        "are not rescaled. No gradient of `probability`: a draw has none.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "prflash", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
             prflash_attention(qkv, array(in, "probability", "prflash"), o, out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& forward,
+                                   const AttnOutGrad& grad_out, const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "prflash"); };
+            prflash_attention_backward(qkv, array(in, "probability", "prflash"), o, forward, grad_out,
+                                       {.q = to("q"), .k = to("k"), .v = to("v")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_prflash_reference(options_from(spec)); },

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attend/tensor/error.h"
+#include "exact/parameter.h"
 #include "exact/problem.h"
 
 namespace attend {
@@ -29,13 +30,7 @@ std::vector<int32_t> last_readers(const View& spans, int64_t batch, int64_t keys
   return readers;
 }
 
-}  // namespace
-
-void sentinel_attention(const Qkv& in, const View& spans, const SentinelOptions& options, const AttnOut& out,
-                        Context& context) {
-  const SoftmaxOptions softmax{.causal = true, .scale = options.scale};
-  const exact::Problem p = exact::check(in, softmax, kOp);
-  exact::check_outputs(p, in, out, kOp);
+BlockMask mask_of(const exact::Problem& p, const View& spans, Context& context) {
   const int64_t keys = p.lengths.empty() ? 0 : *std::max_element(p.lengths.begin(), p.lengths.end());
   int64_t queries = 0;
   for (int64_t b = 0; b < p.batch; ++b)
@@ -45,16 +40,40 @@ void sentinel_attention(const Qkv& in, const View& spans, const SentinelOptions&
       spans.shape[1] < length)
     throw Error(ErrorKind::kArgument, kOp, "spans", to_string(spans),
                 fmt::format("must be i32 [{}, T] and cover {} positions", p.batch, length));
-  exact::require_apart(kOp, "out", out.out, "spans", spans);
-  exact::require_apart(kOp, "lse", out.lse, "spans", spans);
   std::vector<std::vector<int32_t>> readers;
   for (int64_t b = 0; b < p.batch; ++b) readers.push_back(last_readers(spans, b, keys));
   auto sees = [&](int b, int, int32_t i, int32_t j) {
     return i <= readers[static_cast<size_t>(b)][static_cast<size_t>(j)];
   };
-  const BlockMask mask =
-      block_mask(sees, {.batch = std::max<int64_t>(1, p.batch), .queries = queries, .keys = keys}, context);
-  softmax_attention(in, softmax, out, context, {.mask = &mask});
+  return block_mask(sees, {.batch = std::max<int64_t>(1, p.batch), .queries = queries, .keys = keys}, context);
+}
+
+SoftmaxOptions softmax_of(const SentinelOptions& options) {
+  return {.causal = true, .scale = options.scale};
+}
+
+}  // namespace
+
+void sentinel_attention(const Qkv& in, const View& spans, const SentinelOptions& options, const AttnOut& out,
+                        Context& context) {
+  const exact::Problem p = exact::check(in, softmax_of(options), kOp);
+  exact::check_outputs(p, in, out, kOp);
+  for (const auto& [name, view] : {std::pair{"out", &out.out}, {"lse", &out.lse}})
+    exact::require_apart(kOp, name, *view, "spans", spans);
+  const BlockMask mask = mask_of(p, spans, context);
+  softmax_attention(in, p.options, out, context, {.mask = &mask});
+}
+
+void sentinel_attention_backward(const Qkv& in, const View& spans, const SentinelOptions& options,
+                                 const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
+                                 Context& context) {
+  exact::require_arrays(kOp, in);
+  const exact::Problem p = exact::check(in, softmax_of(options), kOp);
+  exact::check_gradients(p, in, forward, grad_out, grad_in, kOp);
+  for (const auto& [name, view] : {std::pair{"grad q", &grad_in.q}, {"grad k", &grad_in.k}, {"grad v", &grad_in.v}})
+    exact::require_apart(kOp, name, *view, "spans", spans);
+  const BlockMask mask = mask_of(p, spans, context);
+  softmax_attention_backward(in, p.options, forward, grad_out, grad_in, context, {.mask = &mask});
 }
 
 }  // namespace attend

@@ -19,7 +19,8 @@ constexpr Port kOut[] = {port::kOut, port::kLse};
 constexpr Paper kPapers[] = {
     {"Context Compression for Auto-regressive Transformers with Sentinel Tokens", "2310.08152", "089"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 SentinelOptions options_from(const Spec& spec) {
   return {.scale = spec.real("scale")};
@@ -37,7 +38,11 @@ constexpr Entry kEntry = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "The mechanism and its mask; models whose sentinels were trained to hold a span are not at hand. Blocks of "
         "64 x 64 that nobody sees are skipped.",
@@ -46,6 +51,12 @@ constexpr Entry kEntry = {
           "sentinel", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& out, Context& context) {
             sentinel_attention(qkv, array(in, "spans", "sentinel"), o, out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut& forward,
+                                   const AttnOutGrad& grad_out, const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "sentinel"); };
+            sentinel_attention_backward(qkv, array(in, "spans", "sentinel"), o, forward, grad_out,
+                                        {.q = to("q"), .k = to("k"), .v = to("v")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_sentinel_reference(options_from(spec)); },

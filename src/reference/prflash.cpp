@@ -1,6 +1,6 @@
 #include "attend/reference/prflash.h"
 
-#include "reference/softmax_over.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -31,19 +31,29 @@ class PrFlashReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), probability = optional(in, "probability");
-    softmax_over(in, out, true, [&](const Query& at, int64_t j) {
-      const int64_t own = at.position / o_.block, other = at.keys.position(j) / o_.block, n = own - other;
-      const double p = probability.data ? element(probability, {std::min(n, probability.shape[0] - 1)})
-                                        : std::pow(1 + static_cast<double>(n), -o_.power);
-      const double drawn =
-          draw(static_cast<uint64_t>(o_.seed), static_cast<uint32_t>(own), static_cast<uint32_t>(other));
-      if (n > 0 && drawn >= 4294967296.0 * p) return -std::numeric_limits<double>::infinity();
-      return scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
-    });
+    softmax_over(in, out, true, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k");
+    for (const View& grad : {dq, dk}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), true, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) { add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d); });
   }
 
  private:
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View &q = required(in, "q"), probability = optional(in, "probability");
+    const int64_t own = at.position / o_.block, other = at.keys.position(j) / o_.block, n = own - other;
+    const double p = probability.data ? element(probability, {std::min(n, probability.shape[0] - 1)})
+                                      : std::pow(1 + static_cast<double>(n), -o_.power);
+    const double drawn = draw(static_cast<uint64_t>(o_.seed), static_cast<uint32_t>(own), static_cast<uint32_t>(other));
+    if (n > 0 && drawn >= 4294967296.0 * p) return -std::numeric_limits<double>::infinity();
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
+  }
+
   PrFlashOptions o_;
 };
 

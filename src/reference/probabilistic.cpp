@@ -4,33 +4,54 @@
 #include <cmath>
 #include <limits>
 
-#include "reference/row_reference.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
 
-using reference::element;
-using reference::Row;
+using namespace reference;
 
-class ProbabilisticReference : public reference::RowReference {
+class ProbabilisticReference : public Operator {
  public:
-  explicit ProbabilisticReference(const ProbabilisticOptions& options) : RowReference(false, options.scale) {}
+  explicit ProbabilisticReference(const ProbabilisticOptions& options) : o_(options) {}
 
- protected:
-  void weigh(const Tensors& in, Row& row) const override {
-    const View& exist = reference::required(in, "exist");
-    auto log = [&](int64_t t) { return std::log(std::max(element(exist, {row.b, t}), 1e-20)); };
-    double top = -std::numeric_limits<double>::infinity(), sum = 0;
-    for (size_t at = 0; at < row.seen.size(); ++at) {
-      const int64_t j = row.seen[at];
-      if (j > row.i) row.weight[at] += log(j) - log(row.i);
-      if (element(exist, {row.b, j}) == 0) row.weight[at] = -std::numeric_limits<double>::infinity();
-      top = std::max(top, row.weight[at]);
-    }
-    const bool nothing = top == -std::numeric_limits<double>::infinity() || element(exist, {row.b, row.i}) == 0;
-    for (double& w : row.weight) sum += w = nothing ? 0 : std::exp(w - top);
-    for (double& w : row.weight) w = nothing ? 0 : w / sum;
+  std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override {
+    auto specs = attention_outputs(in);
+    specs.erase("lse");
+    return specs;
   }
+
+  void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
+    softmax_over(in, out, false, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), &exist = required(in, "exist"), dq = optional(grad_in, "q"),
+               dk = optional(grad_in, "k"), d_exist = optional(grad_in, "exist");
+    for (const View& grad : {dq, dk, d_exist}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), false, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) {
+          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
+          if (j <= at.i) return;
+          for (const auto& [t, sign] : {std::pair{j, 1.0}, {at.i, -1.0}})
+            if (const double x = element(exist, {at.b, t}); x > kLeast) add(d_exist, {at.b, t}, sign * d / x);
+        });
+  }
+
+ private:
+  static constexpr double kLeast = 1e-20;
+
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View &q = required(in, "q"), &exist = required(in, "exist");
+    const double own = element(exist, {at.b, at.i}), other = element(exist, {at.b, j});
+    if (own == 0 || other == 0) return -std::numeric_limits<double>::infinity();
+    const double later = j > at.i ? std::log(std::max(other, kLeast)) - std::log(std::max(own, kLeast)) : 0;
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j) + later;
+  }
+
+  ProbabilisticOptions o_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include "attend/reference/sentinel.h"
 
-#include "reference/softmax_over.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -16,20 +16,31 @@ class SentinelReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = required(in, "q"), &spans = required(in, "spans");
-    softmax_over(in, out, true, [&](const Query& at, int64_t j) {
-      const double span = element(spans, {at.b, at.keys.position(j)});
-      bool closed = false;  // all sentinels of its span, and there are some, stand before the query
-      if (span > 0) {
-        for (int64_t p = 0; p < spans.shape[1]; ++p)
-          if (element(spans, {at.b, p}) == -span) closed = p < at.position;
-      }
-      if (closed) return -std::numeric_limits<double>::infinity();
-      return scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
-    });
+    softmax_over(in, out, true, [&](const Query& at, int64_t j) { return score(in, at, j); });
+  }
+
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k");
+    for (const View& grad : {dq, dk}) clear(grad);
+    softmax_over_backward(
+        in, grad_out, optional(grad_in, "v"), true, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [&](const Query& at, int64_t j, double d) { add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d); });
   }
 
  private:
+  double score(const Tensors& in, const Query& at, int64_t j) const {
+    const View &q = required(in, "q"), &spans = required(in, "spans");
+    const double span = element(spans, {at.b, at.keys.position(j)});
+    bool closed = false;  // all sentinels of its span, and there are some, stand before the query
+    if (span > 0) {
+      for (int64_t p = 0; p < spans.shape[1]; ++p)
+        if (element(spans, {at.b, p}) == -span) closed = p < at.position;
+    }
+    if (closed) return -std::numeric_limits<double>::infinity();
+    return scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
+  }
+
   SentinelOptions o_;
 };
 

@@ -6,6 +6,7 @@
 #include "attend/exact/coca.h"
 #include "attend/exact/entmax.h"
 #include "attend/exact/mla.h"
+#include "attend/exact/probabilistic.h"
 #include "attend/exact/relative.h"
 #include "attend/exact/relu.h"
 #include "attend/exact/reversed.h"
@@ -137,6 +138,35 @@ TEST_P(RowBackward, SparsemaxGivesKeysWithoutAWeightNothing) {
   }
   EXPECT_GT(without, 0);
   EXPECT_LT(without, kKeys - 1);
+}
+
+TEST_P(RowBackward, CertainTokensGiveSoftmaxsGradientsAndImpossibleOnesNone) {
+  constexpr int64_t kTokens = 70, kGone = 33;
+  test::SmallCall call(2, 4, 2, kTokens, kTokens, 16, 24);
+  const Qkv in = call.in();
+  softmax_attention(in, {}, call.outputs(), context_);
+  Gradients want(call), got(call);
+  const AttnOutGrad of_out{.out = loss().out};
+  softmax_attention_backward(in, {}, call.outputs(), of_out,
+                             {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+  std::vector<float> exist(2 * kTokens, 1.0f), d_exist(exist.size(), NAN);
+  const View probabilities = dense_view(exist.data(), DType::kF32, {2, kTokens});
+  auto backward = [&] {
+    probabilistic_attention_backward(in, probabilities, {}, of_out.out,
+                                     {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v),
+                                      dense_view(d_exist.data(), DType::kF32, {2, kTokens})},
+                                     context_);
+  };
+  backward();
+  expect_near(got, want);
+  exist[kTokens + kGone] = 0;
+  backward();
+  EXPECT_EQ(d_exist[kTokens + kGone], 0);
+  for (const auto& [x, width, heads] : {std::tuple{&got.q, 16, 4}, {&got.k, 16, 2}, {&got.v, 24, 2}})
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t c = 0; c < width; ++c)
+        EXPECT_EQ((*x)[static_cast<size_t>((((heads + h) * kTokens) + kGone) * width + c)], 0) << h << " " << c;
+  for (const float x : d_exist) EXPECT_TRUE(std::isfinite(x));
 }
 
 TEST_P(RowBackward, NeedsNoMatrixOfAllPairs) {

@@ -35,6 +35,15 @@ namespace attend {
 void prflash_attention(const Qkv& in, const View& probability, const PrFlashOptions& options, const AttnOut& out,
                        Context& context);
 
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent; `forward` holds both outputs: softmax
+// attention's gradients over the blocks that take part.
+//
+// Cost     that of softmax_attention_backward over these blocks, and of drawing them
+// Errors   as softmax_attention_backward
+void prflash_attention_backward(const Qkv& in, const View& probability, const PrFlashOptions& options,
+                                const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
+                                Context& context);
+
 // Whether blocks J take part for I, for `blocks` of both: [I * blocks + J], as the attention above draws them.
 std::vector<bool> prflash_blocks(int64_t blocks, const View& probability, const PrFlashOptions& options);
 

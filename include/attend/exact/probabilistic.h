@@ -24,4 +24,20 @@ namespace attend {
 void probabilistic_attention(const Qkv& in, const View& exist, const ProbabilisticOptions& options, const View& out,
                              Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct ProbabilisticGrad {
+  View q, k, v, exist;  // as their arguments, f32
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,T,Dv] f32; the weights are computed again. With dS the gradients of
+// the scores,
+//
+//   dexist[t] = (sum over heads and i < t of dS[i,t] - sum over heads and j > t of dS[t,j]) / exist[t],  0 below 1e-20
+//
+// Source   the derivative of the definition
+// Cost     the products of softmax attention's backward pass. Memory O(B Hq T) and, a thread, O(T (D + Dv)).
+// Errors   as above, and for a gradient that is not of its argument's shape
+void probabilistic_attention_backward(const Qkv& in, const View& exist, const ProbabilisticOptions& options,
+                                      const View& grad_out, const ProbabilisticGrad& grad_in, Context& context);
+
 }  // namespace attend

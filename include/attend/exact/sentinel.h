@@ -23,4 +23,13 @@ namespace attend {
 void sentinel_attention(const Qkv& in, const View& spans, const SentinelOptions& options, const AttnOut& out,
                         Context& context);
 
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent; `forward` holds both outputs: softmax
+// attention's gradients over what is visible.
+//
+// Cost     that of softmax_attention_backward over visible blocks of 64 x 64
+// Errors   as softmax_attention_backward
+void sentinel_attention_backward(const Qkv& in, const View& spans, const SentinelOptions& options,
+                                 const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
+                                 Context& context);
+
 }  // namespace attend
