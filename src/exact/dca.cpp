@@ -36,23 +36,39 @@ class Dca {
     each_group([&](const Group& g) {
       const WeightPlaces own{to.heads.subspan(static_cast<size_t>(g.batch * p_.heads), static_cast<size_t>(p_.heads)),
                              to.attended};
-      each_part(g, [&](const Qkv& part, KeyRange range) {
+      each_part(g, [&](const Qkv& part, KeyRange range, std::span<int32_t>) {
         attend::add_weights(part, softmax(), slice(lse, g.batch, g.first, g.rows), own, context_, {}, range);
       });
     });
   }
 
+  void backward(const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in) {
+    for (const View* grad : {&grad_in.q, &grad_in.k, &grad_in.v})
+      if (grad->data) each_row(*grad, [](float* row, int64_t width) { std::fill_n(row, width, 0.0f); });
+    each_group([&](const Group& g) {
+      each_part(g, [&](const Qkv& part, KeyRange range, std::span<int32_t> rotary) {
+        backward(g, part, range, rotary, forward, grad_out, grad_in);
+      });
+    });
+    if (grad_in.k.data) turn_keys(grad_in.k, grad_in.k, -1);
+  }
+
  private:
+  // To or from where keys stand in their chunks.
+  void turn_keys(const View& k, const View& to, int32_t sign) const {
+    const int64_t keys = k.shape[2];
+    std::vector<int32_t> at(static_cast<size_t>(p_.batch * keys));
+    for (size_t t = 0; t < at.size(); ++t) at[t] = sign * static_cast<int32_t>(static_cast<int64_t>(t) % keys % chunk_);
+    rope_rotate(k, dense_view(at.data(), DType::kI32, {p_.batch, keys}), angles_, o_.rope.interleaved, to, context_);
+  }
+
   template <class F>
   void each_group(F f) {
     if (in_.keys.empty()) {
       const int64_t keys = in_.k.shape[2];
       keys_ = dense_view(exact::kept_floats(context_, 0, p_.batch * p_.kv_heads * keys * p_.d), DType::kF32,
                          {p_.batch, p_.kv_heads, keys, p_.d});
-      std::vector<int32_t> at(static_cast<size_t>(p_.batch * keys));
-      for (size_t t = 0; t < at.size(); ++t) at[t] = static_cast<int32_t>(static_cast<int64_t>(t) % keys % chunk_);
-      rope_rotate(in_.k, dense_view(at.data(), DType::kI32, {p_.batch, keys}), angles_, o_.rope.interleaved, keys_,
-                  context_);
+      turn_keys(in_.k, keys_, 1);
     }
     for (int64_t b = 0; b < p_.batch; ++b)
       for (int64_t first = 0; first < p_.queries;) {
@@ -73,14 +89,62 @@ class Dca {
 
   void attend(const Group& g, const AttnOut& out) {
     Partial sum(1, p_.heads, g.rows, p_.dv);
-    each_part(g, [&](const Qkv& part, KeyRange range) {
+    each_part(g, [&](const Qkv& part, KeyRange range, std::span<int32_t>) {
       merge(sum, softmax_partial(part, softmax(), range, context_), context_);
     });
     finish(sum, {}, {slice(out.out, g.batch, g.first, g.rows), slice(out.lse, g.batch, g.first, g.rows)}, context_);
   }
 
-  // f(arguments with rotated queries, positions of the keys that they are for), of each range of keys that the queries
-  // see from places of their own.
+  // What the keys of a range add to the gradients; those of keys as they are turned.
+  void backward(const Group& g, const Qkv& part, KeyRange range, std::span<int32_t> rotary, const AttnOut& forward,
+                const AttnOutGrad& grad_out, const AttnGrad& grad_in) {
+    const int64_t keys = std::min(range.end, in_.k.shape[2]) - range.begin;
+    if (keys <= 0) return;
+    std::vector<int32_t> position(rotary.size());
+    for (size_t r = 0; r < position.size(); ++r)
+      position[r] = static_cast<int32_t>(p_.position(g.batch, g.first + static_cast<int64_t>(r)) - range.begin);
+    Qkv own = part;
+    own.k = slice(part.k, 0, range.begin, keys);
+    own.v = slice(part.v, 0, range.begin, keys);
+    own.q_positions = dense_view(position.data(), DType::kI32, {1, g.rows});
+    Buffer memory[3];
+    auto room = [](const View& wanted, const View& like, Buffer& buffer) {
+      if (!wanted.data) return View{};
+      buffer = Buffer(like.count() * 4);
+      return dense_view(buffer.data(), DType::kF32, 4, like.shape);
+    };
+    const AttnGrad added{.q = room(grad_in.q, own.q, memory[0]),
+                         .k = room(grad_in.k, own.k, memory[1]),
+                         .v = room(grad_in.v, own.v, memory[2])};
+    auto of_group = [&](const View& x) { return slice(x, g.batch, g.first, g.rows); };
+    softmax_attention_backward(own, softmax(), {of_group(forward.out), of_group(forward.lse)},
+                               {of_group(grad_out.out), of_group(grad_out.lse)}, added, context_);
+    if (added.q.data) {
+      for (int32_t& at : rotary) at = -at;
+      rope_rotate(added.q, dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_, o_.rope.interleaved, added.q,
+                  context_);
+      add(added.q, of_group(grad_in.q));
+    }
+    if (added.k.data) add(added.k, slice(grad_in.k, g.batch, range.begin, keys));
+    if (added.v.data) add(added.v, slice(grad_in.v, g.batch, range.begin, keys));
+  }
+
+  // f(row, width) of every row.
+  template <class F>
+  static void each_row(const View& x, F f) {
+    for (int64_t b = 0; b < x.shape[0]; ++b)
+      for (int64_t h = 0; h < x.shape[1]; ++h)
+        for (int64_t t = 0; t < x.shape[2]; ++t) f(x.at<float>({b, h, t}), x.shape[3]);
+  }
+  static void add(const View& from, const View& to) {
+    const float* next = from.as<float>();
+    each_row(to, [&](float* row, int64_t width) {
+      for (int64_t c = 0; c < width; ++c) row[c] += *next++;
+    });
+  }
+
+  // f(arguments with rotated queries, positions of the keys that they are for, what the queries were rotated by), of each
+  // range of keys that the queries see from places of their own.
   template <class F>
   void each_part(const Group& g, F f) {
     const int64_t begin = g.chunk * chunk_, last = o_.context - 1;
@@ -116,7 +180,7 @@ class Dca {
     }
     rope_rotate(slice(in_.q, g.batch, g.first, g.rows), dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_,
                 o_.rope.interleaved, own.q, context_);
-    f(own, range);
+    f(own, range, std::span(rotary));
   }
 
   // Rows [first, first + count) of a batch entry.
@@ -172,6 +236,17 @@ void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out,
   std::optional<RopeAngles> own;
   if (!angles) angles = &own.emplace(rope_table(options.rope, problem.d, 1));
   Dca(in, options, problem, *angles, context).attend(out);
+}
+
+void dca_attention_backward(const Qkv& in, const DcaOptions& options, const AttnOut& forward,
+                            const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context,
+                            const RopeAngles* angles) {
+  exact::require_arrays(kOp, in);
+  const exact::Problem problem = check(in, options, angles);
+  exact::check_gradients(problem, in, forward, grad_out, grad_in, kOp);
+  std::optional<RopeAngles> own;
+  if (!angles) angles = &own.emplace(rope_table(options.rope, problem.d, 1));
+  Dca(in, options, problem, *angles, context).backward(forward, grad_out, grad_in);
 }
 
 void dca_add_weights(const Qkv& qkv, const DcaOptions& options, const View& lse, const WeightPlaces& to,

@@ -29,7 +29,8 @@ constexpr Port kOut[] = {port::kOut, port::kLse};
 constexpr Paper kPapers[] = {
     {"Training-Free Long-Context Scaling of Large Language Models", "2402.17463", "172"},
 };
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"causal", "self", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 bool by_length(const RopeOptions& rope) {
   return rope.scaling == RopeScaling::kDynamicNtk || rope.scaling == RopeScaling::kLongRope;
@@ -54,6 +55,13 @@ class DualChunk : public AttentionOperator, public DividesFrequencies {
   void divide_frequencies(std::span<const float> divisors) override {
     if (!angles_) exact::refuse_divisors(op());
     angles_.emplace(exact::divided_table(options_.rope, divisors));
+  }
+
+  void backward(const Tensors& in, const Tensors& out, const Tensors& grad_out, const Tensors& grad_in,
+                Context& context) const override {
+    dca_attention_backward(inputs(in, 0), options_, outputs(out), {array(grad_out, "out"), array(grad_out, "lse")},
+                           {.q = array(grad_in, "q"), .k = array(grad_in, "k"), .v = array(grad_in, "v")}, context,
+                           angles_ ? &*angles_ : nullptr);
   }
 
   bool gives_weights() const override { return true; }
@@ -93,7 +101,8 @@ constexpr Entry kEntry = {
     .traits = {.exact_for = "every input; equal to rotary attention within a chunk",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes = "Always causal. In a model the keys of the store are those of turn_keys().",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<DualChunk>(options_from(spec));
@@ -108,7 +117,9 @@ constexpr Entry kEntry = {
           const double error = exact::rotary_error(norms);
           // Two more merges of partials than a split of 512 positions each has.
           norms.keys += 2 * 512;
-          return exact::scored(norms, 0, error, output);
+          const bound::SoftmaxNorms scores = exact::with_scores(norms, 0, error);
+          if (!output.starts_with("grad")) return softmax_bound(scores, in, output);
+          return 1.1 * exact::rotary_gradient(scores, in, magnitude, output);
         },
     .refuses = [](const Spec& spec, const Sizes& sizes) -> std::string_view {
       const DcaOptions options = options_from(spec);

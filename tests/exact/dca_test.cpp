@@ -22,6 +22,28 @@ TEST_P(DualChunk, WithinAChunkItIsRotaryAttention) {
   EXPECT_EQ(lse, call.lse);
 }
 
+TEST_P(DualChunk, WithinAChunkGradientsAreThoseOfRotaryAttention) {
+  test::SmallCall call(2, 4, 2, 90, 700, 32, 16);
+  Context context = test::context_for(GetParam(), 2);
+  const Qkv in = call.in();
+  rope_attention(in, {}, {}, {.causal = true}, call.outputs(), context);
+  const AttnOutGrad loss{call.outputs().out, call.outputs().lse};  // as good as any
+  struct Gradients {
+    std::vector<float> q, k, v;
+  } rotary{std::vector<float>(call.q.size()), std::vector<float>(call.k.size()), std::vector<float>(call.v.size())},
+      chunked = rotary;
+  auto views = [&](Gradients& g) {
+    return AttnGrad{.q = dense_view(g.q.data(), DType::kF32, 4, in.q.shape),
+                    .k = dense_view(g.k.data(), DType::kF32, 4, in.k.shape),
+                    .v = dense_view(g.v.data(), DType::kF32, 4, in.v.shape)};
+  };
+  rope_attention_backward(in, {}, {}, {.causal = true}, call.outputs(), loss, views(rotary), context);
+  dca_attention_backward(in, {.context = 1024, .chunk = 700}, call.outputs(), loss, views(chunked), context);
+  EXPECT_EQ(rotary.q, chunked.q);
+  EXPECT_EQ(rotary.k, chunked.k);
+  EXPECT_EQ(rotary.v, chunked.v);
+}
+
 // The first c - s tokens of the next chunk see all distances as they are, those after them don't.
 TEST_P(DualChunk, TheWindowAcrossChunksIsExact) {
   constexpr int64_t kLength = 96;

@@ -28,6 +28,17 @@ namespace attend {
 void dca_attention(const Qkv& in, const DcaOptions& options, const AttnOut& out, Context& context,
                    const RopeAngles* angles = nullptr);
 
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent; `forward` holds both outputs. Keys are
+// arrays. Each part of the keys has softmax attention's gradients, turned back by what its queries were turned by.
+//
+// Source   the derivative of the definition
+// Cost     that of softmax_attention_backward and of a sum of O(Tk (D + Dv)) for each chunk of queries. Memory
+//          O(Tk (D + Dv))
+// Errors   as softmax_attention_backward
+void dca_attention_backward(const Qkv& in, const DcaOptions& options, const AttnOut& forward,
+                            const AttnOutGrad& grad_out, const AttnGrad& grad_in, Context& context,
+                            const RopeAngles* angles = nullptr);
+
 // The weights that queries give to each key, as add_weights (attend/exact/weight_statistics.h); `lse` as dca_attention
 // gave it.
 void dca_add_weights(const Qkv& in, const DcaOptions& options, const View& lse, const WeightPlaces& to,
