@@ -7,6 +7,7 @@
 
 #include "attend/exact/weight_statistics.h"
 #include "attend/tensor/error.h"
+#include "exact/dense_rows.h"
 #include "exact/keys_alone.h"
 #include "exact/parameter.h"
 #include "exact/problem.h"
@@ -43,8 +44,7 @@ class Dca {
   }
 
   void backward(const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in) {
-    for (const View* grad : {&grad_in.q, &grad_in.k, &grad_in.v})
-      if (grad->data) each_row(*grad, [](float* row, int64_t width) { std::fill_n(row, width, 0.0f); });
+    for (const View* grad : {&grad_in.q, &grad_in.k, &grad_in.v}) exact::clear_rows(*grad);
     each_group([&](const Group& g) {
       each_part(g, [&](const Qkv& part, KeyRange range, std::span<int32_t> rotary) {
         backward(g, part, range, rotary, forward, grad_out, grad_in);
@@ -123,24 +123,10 @@ class Dca {
       for (int32_t& at : rotary) at = -at;
       rope_rotate(added.q, dense_view(rotary.data(), DType::kI32, {1, g.rows}), angles_, o_.rope.interleaved, added.q,
                   context_);
-      add(added.q, of_group(grad_in.q));
+      exact::add_rows(added.q, of_group(grad_in.q));
     }
-    if (added.k.data) add(added.k, slice(grad_in.k, g.batch, range.begin, keys));
-    if (added.v.data) add(added.v, slice(grad_in.v, g.batch, range.begin, keys));
-  }
-
-  // f(row, width) of every row.
-  template <class F>
-  static void each_row(const View& x, F f) {
-    for (int64_t b = 0; b < x.shape[0]; ++b)
-      for (int64_t h = 0; h < x.shape[1]; ++h)
-        for (int64_t t = 0; t < x.shape[2]; ++t) f(x.at<float>({b, h, t}), x.shape[3]);
-  }
-  static void add(const View& from, const View& to) {
-    const float* next = from.as<float>();
-    each_row(to, [&](float* row, int64_t width) {
-      for (int64_t c = 0; c < width; ++c) row[c] += *next++;
-    });
+    exact::add_rows(added.k, slice(grad_in.k, g.batch, range.begin, keys));
+    exact::add_rows(added.v, slice(grad_in.v, g.batch, range.begin, keys));
   }
 
   // f(arguments with rotated queries, positions of the keys that they are for, what the queries were rotated by), of each

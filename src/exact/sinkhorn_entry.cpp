@@ -11,14 +11,14 @@ constexpr Option kOptions[] = {
 constexpr Port kIn[] = {port::kQ, port::kK, {"v", "B Hkv Tk Dv", "f32 f16 bf16", true, "values"}};
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {{"Sinkformers: Transformers with Doubly Stochastic Attention", "2110.11773", "186"}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 SinkhornOptions options_from(const Spec& spec) {
   return {.scale = spec.real("scale"), .iterations = spec.integer("iterations")};
 }
 
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
   bound::SoftmaxNorms n = softmax_norms(spec, in);
   const double steps = static_cast<double>(spec.integer("iterations"));
   const double queries = static_cast<double>(array(in, "q", "bound").shape[2]),
@@ -30,7 +30,16 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
   n.keys = static_cast<int64_t>(lines);
   const double relative = 2 * (steps + 1) * bound::softmax_lse(n) + 2 * bound::softmax_weight(n);
   const double weights = spec.integer("iterations") % 2 == 1 ? 1 : queries;
-  return n.value * weights * (relative + 2 * exact::sum_error(n.keys)) + 1e-37;
+  if (output == "out") return n.value * weights * (relative + 2 * exact::sum_error(n.keys)) + 1e-37;
+  // Weights of a line of a step sum to 1, so the gradients of a step's potentials have together no more magnitude than
+  // those of the step after it: all rows, with a slope each. Each errs by its weights and sums and those after it.
+  const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
+  const double count = spec.integer("iterations") % 2 == 1 ? steps : steps + 1;
+  const double all = static_cast<double>(g.rows) * weights, step = relative + bound::gamma(n.keys + g.dv + 16),
+               moved = all * bound::softmax_slope(g) * count * (count + 1) / 2 * step;
+  if (output == "grad q") return n.scale * g.k_max * moved + 1e-37;
+  if (output == "grad k") return n.scale * g.q_max * moved + 1e-37;
+  return all * g.d_out * step + 1e-37;
 }
 
 constexpr Entry kSinkhorn = {
@@ -45,13 +54,22 @@ constexpr Entry kSinkhorn = {
     .in = kIn,
     .out = kOut,
     .papers = kPapers,
-    .traits = {.exact_for = "every input", .forms = kForms, .patterns = kPatterns, .same_bits = SameBits::kAny},
-    .notes = "A column sees all queries: no causal form. Columns sum to Tq / Tk. Forward only.",
+    .traits = {.exact_for = "every input",
+               .forms = kForms,
+               .patterns = kPatterns,
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes = "A column sees all queries: no causal form. Columns sum to Tq / Tk.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "sinkhorn", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             sinkhorn_attention(qkv, o, out.out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "sinkhorn"); };
+            sinkhorn_attention_backward(qkv, o, grad_out.out, {.q = to("q"), .k = to("k"), .v = to("v")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_sinkhorn_reference(options_from(spec)); },

@@ -10,6 +10,7 @@
 #include "attend/exact/relative.h"
 #include "attend/exact/relu.h"
 #include "attend/exact/reversed.h"
+#include "attend/exact/sinkhorn.h"
 #include "attend/exact/urpe.h"
 #include "attend/tensor/error.h"
 #include "exact/call.h"
@@ -138,6 +139,17 @@ TEST_P(RowBackward, SparsemaxGivesKeysWithoutAWeightNothing) {
   }
   EXPECT_GT(without, 0);
   EXPECT_LT(without, kKeys - 1);
+}
+
+TEST_P(RowBackward, SinkhornOfOneStepIsSoftmaxs) {
+  softmax_attention(call_.in(), {}, call_.outputs(), context_);
+  const Qkv in = call_.in();
+  Gradients want(call_), got(call_);
+  softmax_attention_backward(in, {}, call_.outputs(), {.out = loss().out},
+                             {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+  sinkhorn_attention_backward(in, {.iterations = 1}, loss().out,
+                              {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v)}, context_);
+  expect_near(got, want);
 }
 
 TEST_P(RowBackward, CertainTokensGiveSoftmaxsGradientsAndImpossibleOnesNone) {

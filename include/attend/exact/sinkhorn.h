@@ -25,4 +25,18 @@ namespace attend {
 // Only q, k and v of `in` may be given.
 void sinkhorn_attention(const Qkv& in, const SinkhornOptions& options, const View& out, Context& context);
 
+// Writes the gradients of q, k and v from the gradient of out, [B,Hq,Tq,Dv] f32; the potentials are computed again. From
+// the last step back, with P = exp(s + f + g) and G[i,j] = dot(dO[i], v[j]):
+//
+//   dg[j] = sum_i P[i,j] G[i,j]   (less its rows' means where the last step was one of rows)
+//   of g[j] = ln(Tq / Tk) - lse:  ds[i,j] -= C[i,j] dg[j],  df[i] -= sum_j C[i,j] dg[j],  C the softmax over i of s + f
+//   of f[i] = -lse, likewise with rows and columns exchanged
+//
+// Source   the derivative of the definition, through all iterations
+// Cost     two passes of softmax attention and one of its backward pass each iteration; memory O(B Hq (iterations (Tq +
+//          Tk) + Tq (D + Dv)) + B Hkv Tk D)
+// Errors   as above, and for a gradient that is not of its argument's shape
+void sinkhorn_attention_backward(const Qkv& in, const SinkhornOptions& options, const View& grad_out,
+                                 const AttnGrad& grad_in, Context& context);
+
 }  // namespace attend
