@@ -23,4 +23,23 @@ namespace attend {
 void gaam_attention(const View& x, const View& offset, const View& width, const GaamOptions& options, const View& out,
                     Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct GaamGrad {
+  View x, offset, width;  // as their arguments
+};
+
+// Writes `grad_in` from the gradient of out, f32 of x's shape. With e[c] the sum over m of y^2 / (2 width[m]^2), w[c] =
+// g[c] / max(sum of g, epsilon) and E[c] = -w[c] (x[c] dout[c] - sum of w x dout):
+//
+//   dx[c]        = w[c] dout[c] + E[c] de[c]/dx[c] + what E gives the mean and the variance
+//   doffset[m]   = sum over all rows of the head of E[c] de[c]/doffset[m], dwidth[m] likewise
+//
+//   where epsilon divides, the sum of w x dout is left out of E, and dwidth gets that of the Gaussians' heights.
+//
+// Source   the derivative of the definition
+// Cost     about 10 G + 30 operations an element; memory O(threads * n + B Hq G)
+// Errors   as above, and for a gradient that is not of its argument's shape
+void gaam_attention_backward(const View& x, const View& offset, const View& width, const GaamOptions& options,
+                             const View& grad_out, const GaamGrad& grad_in, Context& context);
+
 }  // namespace attend
