@@ -61,7 +61,7 @@ void RowReference::backward(const Tensors& in, const Tensors&, const Tensors& gr
             add(dv, {b, keys.head, row.seen[n], c}, row.weight[n] * d);
           }
         pull(in, row, gradient, d_score);
-        for (size_t n = 0; n < row.seen.size(); ++n) add_dot(q, dq, dk, at, row.seen[n], scale(in) * d_score[n]);
+        for (size_t n = 0; n < row.seen.size(); ++n) add_score(in, at, row.seen[n], d_score[n], dq, dk);
       }
 }
 
@@ -74,6 +74,11 @@ double RowReference::score(const Tensors& in, const Row& row, const Keys& keys, 
   double s = 0;
   for (int64_t c = 0; c < q.shape[3]; ++c) s += element(q, {row.b, row.h, row.i, c}) * keys.k(j, c);
   return scale(in) * s;
+}
+
+void RowReference::add_score(const Tensors& in, const Query& at, int64_t j, double d, const View& dq,
+                             const View& dk) const {
+  add_dot(required(in, "q"), dq, dk, at, j, scale(in) * d);
 }
 
 double RowReference::scale(const Tensors& in) const {

@@ -2,7 +2,7 @@
 // For definitions that say how the scores of a row become weights: scores of visible keys, then the weighted sum.
 #include <vector>
 
-#include "reference/inputs.h"
+#include "reference/softmax_over.h"
 
 namespace attend::reference {
 
@@ -18,7 +18,7 @@ class RowReference : public Operator {
 
   std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override;
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override;
-  // Of q, k and v, where pull() is defined and score() is the scaled dot product.
+  // Of q, k and v, where pull() is defined.
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override;
 
@@ -31,6 +31,8 @@ class RowReference : public Operator {
                     std::vector<double>& d_score) const;
   // The score of a pair; the scaled dot product unless overridden.
   virtual double score(const Tensors& in, const Row& row, const Keys& keys, int64_t j) const;
+  // What the gradient `d` of that score adds to those of q and k.
+  virtual void add_score(const Tensors& in, const Query& at, int64_t j, double d, const View& dq, const View& dk) const;
   double scale(const Tensors& in) const;
 
  private:

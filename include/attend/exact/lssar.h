@@ -25,4 +25,23 @@ namespace attend {
 // Of `in`, q, k, v, kv_lens and q_positions may be given.
 void lssar_attention(const Qkv& in, const LssarOptions& options, const View& out, Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct LssarGrad {
+  View q, k, v;  // as their arguments, f32
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32; the weights are computed again. With c the cosine of a
+// pair and dc its gradient, through both normalisations, the power and the softplus,
+//
+//   dq[i] = sum over j of dc (k[j] / |k[j]| - c q[i] / |q[i]|) / |q[i]|, and dk[j] likewise; 0 where a vector is.
+//
+//   The scale, which depends on n, has no gradient; nor has a weight where n a[j] = 1.
+//
+// Source   the derivative of the definition
+// Cost     2 (3 D + 2 Dv) flops for each visible pair and about 120 for its weight. Memory O(B Hkv Tk) and, a thread,
+//          O(Tk (D + Dv)).
+// Errors   as above, and for a gradient that is not of its argument's shape
+void lssar_attention_backward(const Qkv& in, const LssarOptions& options, const View& grad_out,
+                              const LssarGrad& grad_in, Context& context);
+
 }  // namespace attend
