@@ -115,26 +115,28 @@ void entmax_attention_backward(const Qkv& in, const EntmaxOptions& options, cons
                                const EntmaxGrad& grad_in, Context& context) {
   const exact::Problem p = check(in, options);
   exact::require_arrays(kOp, in);
-  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v}, {});
+  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v},
+                             {{"bias", grad_in.bias, in.bias}});
   std::vector<Numbers> scratch = numbers_of(p, context);
-  exact::backward_rows(
-      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v}, in.k.shape[2], false, context, [&](const exact::RowBlock& x) {
-        Numbers& w = scratch[static_cast<size_t>(x.worker)];
-        for (int64_t r = 0; r < x.count; ++r) {
-          float *s = x.s + r * x.stride, *g = x.g + r * x.stride, *slope = w.slopes.data();
-          const int64_t n = x.ends[r];
-          project(s, n, options.alpha, w.candidates.data(), slope);
-          double sum = 0, mean = 0;
-          for (int64_t j = 0; j < n; ++j) {
-            if (slope[j] == 0) continue;
-            sum += static_cast<double>(slope[j]);
-            mean += static_cast<double>(slope[j]) * static_cast<double>(g[j]);
-          }
-          mean /= sum;
-          for (int64_t j = 0; j < n; ++j)
-            g[j] = slope[j] == 0 ? 0.0f : slope[j] * static_cast<float>(static_cast<double>(g[j]) - mean);
-        }
-      });
+  exact::backward_rows(p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v, grad_in.bias}, in.k.shape[2], false, context,
+                       [&](const exact::RowBlock& x) {
+                         Numbers& w = scratch[static_cast<size_t>(x.worker)];
+                         for (int64_t r = 0; r < x.count; ++r) {
+                           float *s = x.s + r * x.stride, *g = x.g + r * x.stride, *slope = w.slopes.data();
+                           const int64_t n = x.ends[r];
+                           project(s, n, options.alpha, w.candidates.data(), slope);
+                           double sum = 0, mean = 0;
+                           for (int64_t j = 0; j < n; ++j) {
+                             if (slope[j] == 0) continue;
+                             sum += static_cast<double>(slope[j]);
+                             mean += static_cast<double>(slope[j]) * static_cast<double>(g[j]);
+                           }
+                           mean /= sum;
+                           for (int64_t j = 0; j < n; ++j)
+                             g[j] =
+                                 slope[j] == 0 ? 0.0f : slope[j] * static_cast<float>(static_cast<double>(g[j]) - mean);
+                         }
+                       });
 }
 
 }  // namespace attend

@@ -19,7 +19,7 @@ constexpr Paper kPapers[] = {
     {"From Softmax to Sparsemax: A Sparse Model of Attention and Multi-Label Classification", "1602.02068", ""},
     {"Sparse Sequence-to-Sequence Models", "1905.05702", ""}};
 constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
-                           kGradients[] = {"q", "k", "v"};
+                           kGradients[] = {"q", "k", "v", "bias"};
 
 EntmaxOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .alpha = spec.real("alpha")};
@@ -42,14 +42,16 @@ double threshold_of(const std::vector<double>& x, double p) {
   return t;
 }
 
-// Of the gradients of queries and keys, whose scores' are u (g - mean of g weighted by u): numbers x move by at most
+// Of the gradients of queries, keys and the bias, whose scores' are u (g - mean of g weighted by u): numbers x move by at most
 // twice what scores do, their own error and the threshold's, and u = x^(p - 1) grows with x.
-double slopes_bound(const Spec& spec, const Tensors& in, const bound::SoftmaxGradientNorms& n, bool of_queries) {
+double slopes_bound(const Spec& spec, const Tensors& in, const bound::SoftmaxGradientNorms& n, std::string_view port) {
   const View k = array(in, "k", "bound"), bias = array(in, "bias", "bound");
   const int64_t group = array(in, "q", "bound").shape[1] / k.shape[1], keys = k.shape[2];
   const double factor = spec.real("alpha") - 1, p = 1 / factor, most = 2 * n.d_out * n.value;
   auto slope = [p](double x) { return x > 0 ? std::pow(x, p - 1) : 0; };
-  std::vector<double> by_key(static_cast<size_t>(k.shape[0] * k.shape[1] * keys), 0), x, u, moved;
+  std::vector<double> by_key(static_cast<size_t>(k.shape[0] * k.shape[1] * keys), 0), x, u, moved,
+      by_bias(static_cast<size_t>(bias.data ? bias.count() : 0), 0);
+  const int64_t terms = exact::bias_terms(in);
   double row_most = 0;
   exact::each_bound_row(in, spec.flag("causal"), [&](const exact::BoundRow& row, int64_t) {
     x.clear(), u.clear(), moved.clear();
@@ -71,12 +73,16 @@ double slopes_bound(const Spec& spec, const Tensors& in, const bound::SoftmaxGra
       row_sum += error;
       by_key[static_cast<size_t>((row.b * k.shape[1] + row.h / group) * keys) + j] +=
           error + bound::gamma(n.rows + 8) * most * u[j];
+      if (bias.data)
+        by_bias[static_cast<size_t>(exact::bias_index(bias, row.b, row.h, row.i, static_cast<int64_t>(j)))] +=
+            error + bound::gamma(terms + 8) * most * u[j];
     }
     row_most = std::max(row_most, row_sum + bound::gamma(n.forward.keys + 8) * most * sum);
   });
-  if (of_queries) return n.forward.scale * n.k_max * row_most + 1e-37;
-  const double key_most = by_key.empty() ? 0 : *std::max_element(by_key.begin(), by_key.end());
-  return n.forward.scale * n.q_max * key_most + 1e-37;
+  auto largest = [](const std::vector<double>& of) { return of.empty() ? 0 : *std::max_element(of.begin(), of.end()); };
+  if (port == "q") return n.forward.scale * n.k_max * row_most + 1e-37;
+  if (port == "k") return n.forward.scale * n.q_max * largest(by_key) + 1e-37;
+  return largest(by_bias) + 1e-37;
 }
 
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
@@ -86,7 +92,7 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
   if (output == "out") return n.value * (static_cast<double>(n.keys) * weight + bound::gamma(n.keys + 2)) + 1e-37;
   const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
   if (output == "grad v") return static_cast<double>(g.rows) * g.d_out * (weight + bound::gamma(g.rows + 8)) + 1e-37;
-  return slopes_bound(spec, in, g, output == "grad q");
+  return slopes_bound(spec, in, g, output.substr(5));
 }
 
 constexpr Entry kEntmax = {
@@ -106,7 +112,7 @@ constexpr Entry kEntmax = {
                .patterns = kPatterns,
                .same_bits = SameBits::kAny,
                .gradients = kGradients},
-    .notes = "The threshold comes from Newton's method in double. No gradient of the bias.",
+    .notes = "The threshold comes from Newton's method in double.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "entmax", kIn, kOut,
@@ -116,7 +122,7 @@ constexpr Entry kEntmax = {
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
                                    const Tensors& grad_in, Context& context) {
             auto to = [&](std::string_view name) { return array(grad_in, name, "entmax"); };
-            entmax_attention_backward(qkv, o, grad_out.out, {to("q"), to("k"), to("v")}, context);
+            entmax_attention_backward(qkv, o, grad_out.out, {to("q"), to("k"), to("v"), to("bias")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_entmax_reference(options_from(spec)); },

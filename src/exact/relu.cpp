@@ -50,11 +50,13 @@ void relu_attention_backward(const Qkv& in, const ReluOptions& options, const Vi
   const SoftmaxOptions plain{.causal = options.causal, .scale = options.scale};
   const exact::Problem p = exact::check(in, plain, kOp);
   exact::require_countable(in, kOp);
-  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v}, {});
+  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v},
+                             {{"bias", grad_in.bias, in.bias}});
   const exact::VisibleCount seen{p.lengths.data(), options.causal};
   const Isa isa = active_isa(context);
   exact::backward_rows(
-      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v}, in.k.shape[2], false, context, [&](const exact::RowBlock& x) {
+      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v, grad_in.bias}, in.k.shape[2], false, context,
+      [&](const exact::RowBlock& x) {
         for (int64_t r = 0; r < x.count; ++r) {
           const int32_t n = seen(static_cast<int>(x.b), static_cast<int32_t>(p.position(x.b, x.first + r)));
           exact::run_under(isa,

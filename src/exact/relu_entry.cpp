@@ -15,23 +15,24 @@ constexpr Port kIn[] = {port::kQ, port::kK, port::kV, port::kKvLens, port::kQPos
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {{"Replacing softmax with ReLU in Vision Transformers", "2309.08586", ""}};
 constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
-                           kGradients[] = {"q", "k", "v"};
+                           kGradients[] = {"q", "k", "v", "bias"};
 
 ReluOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale")};
 }
 
-// The largest number of keys of a query, and of queries of a key, over one kv head, whose score is so close to 0 that
-// rounding may switch its slope; over the number of keys that the query sees.
+// The largest number of keys of a query, of queries of a key over one kv head, and of scores of an element of the bias,
+// whose score is so close to 0 that rounding may switch its slope; over the number of keys that the query sees.
 struct Switched {
-  double keys = 0, queries = 0;
+  double keys = 0, queries = 0, biased = 0;
 };
 Switched may_switch(const Spec& spec, const Tensors& in, double error) {
   const View k = array(in, "k", "bound"), bias = array(in, "bias", "bound");
   const double scale = softmax_norms(spec, in).scale;
   const int64_t group = array(in, "q", "bound").shape[1] / k.shape[1], keys = k.shape[2];
   Switched most;
-  std::vector<double> by_key(static_cast<size_t>(k.shape[0] * k.shape[1] * keys), 0);
+  std::vector<double> by_key(static_cast<size_t>(k.shape[0] * k.shape[1] * keys), 0),
+      by_bias(static_cast<size_t>(bias.data ? bias.count() : 0), 0);
   exact::each_bound_row(in, spec.flag("causal"), [&](const exact::BoundRow& row, int64_t) {
     const double share = 1 / static_cast<double>(row.dots.size());
     double near = 0;
@@ -41,6 +42,9 @@ Switched may_switch(const Spec& spec, const Tensors& in, double error) {
       near += share;
       double& queries = by_key[static_cast<size_t>((row.b * k.shape[1] + row.h / group) * keys + slot)];
       most.queries = std::max(most.queries, queries += share);
+      if (!bias.data) continue;
+      double& biased = by_bias[static_cast<size_t>(exact::bias_index(bias, row.b, row.h, row.i, slot))];
+      most.biased = std::max(most.biased, biased += share);
     }
     most.keys = std::max(most.keys, near);
   });
@@ -59,7 +63,10 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
   const Switched switched = may_switch(spec, in, 2 * moved + 1e-37);
   const double slope = g.d_out * g.value, error = bound::gamma(g.dv + 6);
   if (output == "grad q") return n.scale * g.k_max * slope * (error + bound::gamma(n.keys + 4) + switched.keys) + 1e-37;
-  return n.scale * g.q_max * slope * (rows * (error + bound::gamma(g.rows + 4)) + switched.queries) + 1e-37;
+  if (output == "grad k")
+    return n.scale * g.q_max * slope * (rows * (error + bound::gamma(g.rows + 4)) + switched.queries) + 1e-37;
+  const int64_t terms = exact::bias_terms(in);
+  return slope * (static_cast<double>(terms) * (error + bound::gamma(terms + 4)) + switched.biased) + 1e-37;
 }
 
 constexpr Entry kRelu = {
@@ -77,9 +84,7 @@ constexpr Entry kRelu = {
                .patterns = kPatterns,
                .same_bits = SameBits::kAny,
                .gradients = kGradients},
-    .notes =
-        "n is the number of keys that the query sees, where the paper takes the length of the text. No gradient of the "
-        "bias.",
+    .notes = "n is the number of keys that the query sees, where the paper takes the length of the text.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "relu", kIn, kOut,
@@ -88,9 +93,10 @@ constexpr Entry kRelu = {
           },
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
                                    const Tensors& grad_in, Context& context) {
-            relu_attention_backward(
-                qkv, o, grad_out.out,
-                {array(grad_in, "q", "relu"), array(grad_in, "k", "relu"), array(grad_in, "v", "relu")}, context);
+            relu_attention_backward(qkv, o, grad_out.out,
+                                    {array(grad_in, "q", "relu"), array(grad_in, "k", "relu"),
+                                     array(grad_in, "v", "relu"), array(grad_in, "bias", "relu")},
+                                    context);
           });
     },
     .reference = [](const Spec& spec) { return make_relu_reference(options_from(spec)); },

@@ -4,11 +4,12 @@
 // scores, of which the gradients of queries, keys and values are sums.
 //
 // Threads take kv heads, and within them all is in ascending order of query head and query: bits don't depend on
-// threads. Memory, a thread: (Tk + 64) (2 D + 3 Dv) floats, and three times the rows of scores that lie at a time, about
+// threads. A gradient of a bias that heads share is summed by one thread. Memory, a thread: (Tk + 64) (2 D + 3 Dv) floats, and three times the rows of scores that lie at a time, about
 // 2 MB each. Never Tq * Tk.
 #include <algorithm>
 #include <vector>
 
+#include "exact/dense_rows.h"
 #include "exact/rows.h"
 #include "exact/run_under.h"
 
@@ -18,6 +19,7 @@ namespace attend::exact {
 struct RowGradients {
   View d_out, d_lse;
   View q, k, v;
+  View bias = {};  // axes of 1 gather what they repeat
 };
 
 // Rows [first, first + count) of a query head. A rule finds in s the scores (-inf where a key is not seen) and in g the
@@ -80,9 +82,12 @@ class RowBackward {
     context.throw_if_stopped();
     std::vector<RowBackwardWorkspace> workspaces;
     for (int t = 0; t < context.threads; ++t) workspaces.emplace_back(p_, step_, keys_);
-    const int64_t at_once = in_turn ? 1 : p_.batch;
+    const View& bias = to_.bias;
+    exact::clear_rows(bias);
+    const int64_t at_once = in_turn || (bias.data && bias.shape[0] == 1) ? 1 : p_.batch;
+    const int threads = bias.data && bias.shape[1] == 1 ? 1 : context.threads;
     for (int64_t b = 0; b < p_.batch; b += at_once)
-      parallel_for(context.threads, at_once * p_.kv_heads, [&](int64_t task, int worker) {
+      parallel_for(threads, at_once * p_.kv_heads, [&](int64_t task, int worker) {
         if (!context.stop.stop_requested())
           kv_head(b * p_.kv_heads + task, workspaces[static_cast<size_t>(worker)], worker, context);
       });
@@ -120,6 +125,7 @@ class RowBackward {
     for (int64_t r = 0; r < count; ++r)
       for (std::vector<float>* x : {&w.s, &w.g})
         std::fill(x->data() + r * stride_ + w.ends[static_cast<size_t>(r)], x->data() + r * stride_ + keys, 0.0f);
+    if (to_.bias.data) gather_bias(b, h, first, count, w);
     if (to_.q.data) {
       kernels_.add_rows(w.g.data(), stride_, count, keys, w.head.keys(), p_.d, p_.d, w.dq.data(), p_.d);
       for (int64_t r = 0; r < count; ++r) {
@@ -134,6 +140,15 @@ class RowBackward {
     if (to_.v.data) {
       turn_rows(w.s.data(), stride_, count, keys, w.across.data());
       kernels_.add_rows(w.across.data(), count, keys, count, w.d_out.data(), p_.dv, p_.dv, w.dv.data(), p_.dv);
+    }
+  }
+
+  void gather_bias(int64_t b, int64_t h, int64_t first, int64_t count, const RowBackwardWorkspace& w) const {
+    const View& to = to_.bias;
+    for (int64_t r = 0; r < count; ++r) {
+      float* row = to.at<float>({to.shape[0] == 1 ? 0 : b, to.shape[1] == 1 ? 0 : h, to.shape[2] == 1 ? 0 : first + r});
+      const float* from = w.g.data() + r * stride_;
+      for (int64_t j = 0; j < w.head.count(); ++j) row[to.shape[3] == 1 ? 0 : j] += from[j];
     }
   }
 

@@ -55,14 +55,21 @@ struct BoundRow {
 };
 
 // What is added to a score, by the axes of scores; axes of 1 are repeated, and no view adds 0.
-inline double bias_at(const View& bias, int64_t b, int64_t h, int64_t i, int64_t j) {
-  if (!bias.data) return 0;
+inline int64_t bias_index(const View& bias, int64_t b, int64_t h, int64_t i, int64_t j) {
   int64_t at = 0, axis = 0;
   for (const int64_t index : {b, h, i, j}) {
     at = at * bias.shape[axis] + (bias.shape[axis] == 1 ? 0 : index);
     ++axis;
   }
-  return value_at(bias, at);
+  return at;
+}
+inline double bias_at(const View& bias, int64_t b, int64_t h, int64_t i, int64_t j) {
+  return bias.data ? value_at(bias, bias_index(bias, b, h, i, j)) : 0;
+}
+// Gradients of scores that one element of a bias gathers.
+inline int64_t bias_terms(const Tensors& in) {
+  const View q = array(in, "q", "bound"), k = array(in, "k", "bound"), bias = array(in, "bias", "bound");
+  return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] / std::max<int64_t>(1, bias.count());
 }
 
 // f(row, D) for every row that sees a key, from ports q, k, kv_lens and q_positions. What it sees are the first keys.

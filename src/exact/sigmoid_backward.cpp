@@ -39,11 +39,12 @@ void sigmoid_attention_backward(const Qkv& in, const SigmoidOptions& options, co
   const exact::Problem p = exact::check(in, plain, kOp);
   exact::require_countable(in, kOp);
   if (!std::isfinite(options.bias)) throw Error(ErrorKind::kArgument, kOp, "bias", "", "must be finite");
-  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v}, {});
+  exact::check_row_gradients(kOp, p, in, {grad_out}, {grad_in.q, grad_in.k, grad_in.v},
+                             {{"bias", grad_in.bias, in.bias}});
   const exact::VisibleCount seen{p.lengths.data(), options.causal};
   const Isa isa = active_isa(context);
   exact::backward_rows(
-      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v}, in.k.shape[2], false, context,
+      p, {grad_out, {}, grad_in.q, grad_in.k, grad_in.v, grad_in.bias}, in.k.shape[2], false, context,
       [&](const exact::RowBlock& block) {
         for (int64_t r = 0; r < block.count; ++r) {
           const double n = seen(static_cast<int>(block.b), static_cast<int32_t>(p.position(block.b, block.first + r)));

@@ -12,7 +12,7 @@ constexpr Port kIn[] = {port::kQ, port::kK, port::kV, port::kKvLens, port::kQPos
 constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {{"Theory, Analysis, and Best Practices for Sigmoid Self-Attention", "2409.04431", ""}};
 constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
-                           kGradients[] = {"q", "k", "v"};
+                           kGradients[] = {"q", "k", "v", "bias"};
 
 SigmoidOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .bias = spec.real("bias")};
@@ -25,7 +25,8 @@ class Sigmoid : public AttentionOperator {
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context& context) const override {
     sigmoid_attention_backward(inputs(in, 0), options_, array(grad_out, "out"),
-                               {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v")}, context);
+                               {array(grad_in, "q"), array(grad_in, "k"), array(grad_in, "v"), array(grad_in, "bias")},
+                               context);
   }
 
  protected:
@@ -54,7 +55,9 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
                rows = static_cast<double>(g.rows);
   if (output == "grad q") return n.scale * g.k_max * weights * slope * (error + bound::gamma(n.keys + 4)) + 1e-37;
   if (output == "grad k") return n.scale * g.q_max * rows * slope * (error + bound::gamma(g.rows + 4)) + 1e-37;
-  return rows * g.d_out * (relative + bound::gamma(g.rows + 4)) + 1e-37;
+  if (output == "grad v") return rows * g.d_out * (relative + bound::gamma(g.rows + 4)) + 1e-37;
+  const int64_t terms = exact::bias_terms(in);
+  return static_cast<double>(terms) * slope * (error + bound::gamma(terms + 4)) + 1e-37;
 }
 
 constexpr Entry kSigmoid = {
@@ -73,9 +76,7 @@ constexpr Entry kSigmoid = {
                .patterns = kPatterns,
                .same_bits = SameBits::kAny,
                .gradients = kGradients},
-    .notes =
-        "n is the number of keys that the query sees, where the paper takes the length of the text. No gradient of the "
-        "bias.",
+    .notes = "n is the number of keys that the query sees, where the paper takes the length of the text.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return std::make_unique<Sigmoid>(options_from(spec));
     },

@@ -44,8 +44,8 @@ void RowReference::forward(const Tensors& in, const Tensors& out, Form, Context&
 void RowReference::backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                             Context&) const {
   const View &q = required(in, "q"), &d_out = required(grad_out, "out"), dq = optional(grad_in, "q"),
-             dk = optional(grad_in, "k"), dv = optional(grad_in, "v");
-  for (const View& grad : {dq, dk, dv}) clear(grad);
+             dk = optional(grad_in, "k"), dv = optional(grad_in, "v"), d_bias = optional(grad_in, "bias");
+  for (const View& grad : {dq, dk, dv, d_bias}) clear(grad);
   for (int64_t b = 0; b < q.shape[0]; ++b)
     for (int64_t h = 0; h < q.shape[1]; ++h)
       for (int64_t i = 0; i < q.shape[2]; ++i) {
@@ -61,7 +61,10 @@ void RowReference::backward(const Tensors& in, const Tensors&, const Tensors& gr
             add(dv, {b, keys.head, row.seen[n], c}, row.weight[n] * d);
           }
         pull(in, row, gradient, d_score);
-        for (size_t n = 0; n < row.seen.size(); ++n) add_score(in, at, row.seen[n], d_score[n], dq, dk);
+        for (size_t n = 0; n < row.seen.size(); ++n) {
+          add(d_bias, {b, h, i, row.seen[n]}, d_score[n]);
+          add_score(in, at, row.seen[n], d_score[n], dq, dk);
+        }
       }
 }
 

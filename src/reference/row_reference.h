@@ -18,7 +18,7 @@ class RowReference : public Operator {
 
   std::map<std::string, TensorSpec, std::less<>> infer(const Tensors& in) const override;
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override;
-  // Of q, k and v, where pull() is defined.
+  // Of q, k, v and bias, where pull() is defined.
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override;
 

@@ -33,8 +33,8 @@ class SigmoidReference : public Operator {
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
     const View &q = required(in, "q"), &d_out = required(grad_out, "out"), dq = optional(grad_in, "q"),
-               dk = optional(grad_in, "k"), dv = optional(grad_in, "v");
-    for (const View& grad : {dq, dk, dv}) clear(grad);
+               dk = optional(grad_in, "k"), dv = optional(grad_in, "v"), d_bias = optional(grad_in, "bias");
+    for (const View& grad : {dq, dk, dv, d_bias}) clear(grad);
     each_row(in, [&](const Query& at, const std::vector<int64_t>& seen, const std::vector<double>& weight) {
       for (size_t n = 0; n < seen.size(); ++n) {
         double g = 0;
@@ -43,7 +43,9 @@ class SigmoidReference : public Operator {
           g += d * at.keys.v(seen[n], c);
           add(dv, {at.b, at.keys.head, seen[n], c}, weight[n] * d);
         }
-        add_dot(q, dq, dk, at, seen[n], scale_of(o_.scale, q.shape[3]) * weight[n] * (1 - weight[n]) * g);
+        const double d_score = weight[n] * (1 - weight[n]) * g;
+        add(d_bias, {at.b, at.h, at.i, seen[n]}, d_score);
+        add_dot(q, dq, dk, at, seen[n], scale_of(o_.scale, q.shape[3]) * d_score);
       }
     });
   }

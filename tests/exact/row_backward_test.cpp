@@ -113,6 +113,36 @@ TEST_P(RowBackward, ASharedTableGathersWhatHeadsWouldGet) {
   }
 }
 
+// Axes of 1 gather what a bias of its own for every score would get; whatever the number of threads.
+TEST_P(RowBackward, AxesOfOneOfABiasGatherWhatTheyRepeat) {
+  const View out = loss().out;
+  auto gradient = [&](const std::vector<float>& bias, const Shape& shape, int threads) {
+    std::vector<float> x = bias, d(bias.size(), NAN);
+    Qkv in = call_.in();
+    in.bias = dense_view(x.data(), DType::kF32, 4, shape);
+    Context context = test::context_for(GetParam(), threads);
+    relu_attention_backward(in, {.causal = true}, out, {.bias = dense_view(d.data(), DType::kF32, 4, shape)}, context);
+    return d;
+  };
+  const Shape full{2, 4, 70, 600};
+  const std::vector<float> zeros(2 * 4 * 70 * 600, 0.0f), each = gradient(zeros, full, 2);
+  for (const Shape& shape : {Shape{2, 4, 1, 600}, {1, 4, 70, 600}, {2, 1, 70, 1}, {1, 1, 1, 600}, {1, 1, 1, 1}}) {
+    const std::vector<float> few(static_cast<size_t>(shape[0] * shape[1] * shape[2] * shape[3]), 0.0f),
+        got = gradient(few, shape, 1);
+    EXPECT_EQ(got, gradient(few, shape, 3));
+    std::vector<double> want(few.size(), 0), magnitude(few.size(), 0);
+    for (int64_t n = 0; n < static_cast<int64_t>(each.size()); ++n) {
+      const int64_t index[] = {n / (4 * 70 * 600), n / (70 * 600) % 4, n / 600 % 70, n % 600};
+      int64_t at = 0;
+      for (int axis = 0; axis < 4; ++axis) at = at * shape[axis] + (shape[axis] == 1 ? 0 : index[axis]);
+      want[static_cast<size_t>(at)] += static_cast<double>(each[static_cast<size_t>(n)]);
+      magnitude[static_cast<size_t>(at)] += std::abs(static_cast<double>(each[static_cast<size_t>(n)]));
+    }
+    for (size_t i = 0; i < want.size(); ++i)
+      ASSERT_NEAR(got[i], want[i], static_cast<double>(each.size() / want.size()) * 0x1p-24 * magnitude[i]) << i;
+  }
+}
+
 // Values are unit vectors, so that out are the weights.
 TEST_P(RowBackward, SparsemaxGivesKeysWithoutAWeightNothing) {
   constexpr int64_t kKeys = 12, kD = 4;

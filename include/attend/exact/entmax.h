@@ -26,7 +26,7 @@ void entmax_attention(const Qkv& in, const EntmaxOptions& options, const View& o
 
 // Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
 struct EntmaxGrad {
-  View q = {}, k = {}, v = {};
+  View q = {}, k = {}, v = {}, bias = {};  // bias: summed over axes of 1
 };
 
 // Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. Keys without a weight get nothing from a row, and give

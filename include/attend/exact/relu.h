@@ -20,7 +20,7 @@ void relu_attention(const Qkv& in, const ReluOptions& options, const View& out, 
 
 // Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
 struct ReluGrad {
-  View q = {}, k = {}, v = {};
+  View q = {}, k = {}, v = {}, bias = {};  // bias: summed over axes of 1
 };
 
 // Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32. At a score of 0 the slope is 0.

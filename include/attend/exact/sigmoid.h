@@ -20,7 +20,7 @@ void sigmoid_attention(const Qkv& in, const SigmoidOptions& options, const View&
 
 // Gradients with respect to the inputs, f32, in the shapes of the inputs; each may be absent.
 struct SigmoidGrad {
-  View q = {}, k = {}, v = {};
+  View q = {}, k = {}, v = {}, bias = {};  // bias: summed over axes of 1
 };
 
 // Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32.
