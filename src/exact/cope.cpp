@@ -1,7 +1,5 @@
 #include "attend/exact/cope.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -9,8 +7,8 @@
 #include "attend/simd/product.h"
 #include "attend/simd/split.h"
 #include "attend/tensor/error.h"
+#include "exact/cope_check.h"
 #include "exact/parameter.h"
-#include "exact/problem.h"
 #include "exact/tile_hook.h"
 
 namespace attend {
@@ -119,15 +117,22 @@ Qkv block_of(const Qkv& in, int64_t batch, int64_t first, int64_t rows, int64_t 
 
 }  // namespace
 
-void cope_attention(const Qkv& in, const View& embeddings, const CopeOptions& options, const AttnOut& out,
-                    Context& context) {
-  exact::require_arrays_alone(kOp, in);
-  const exact::Problem p = exact::check(in, {.causal = true, .scale = options.scale}, kOp);
-  exact::check_outputs(p, in, out, kOp);
+exact::Problem exact::check_cope(const Qkv& in, const View& embeddings, const CopeOptions& options,
+                                 const AttnOut& out) {
+  require_arrays_alone(kOp, in);
+  Problem p = check(in, {.causal = true, .scale = options.scale}, kOp);
   const int64_t positions = embeddings.rank == 2 ? embeddings.shape[0] : 0;
-  exact::check_parameter(kOp, {"embeddings", embeddings, {positions, p.d}, "[P, D]", true}, out);
+  check_parameter(kOp, {"embeddings", embeddings, {positions, p.d}, "[P, D]", true}, out);
   if (positions < 2 || positions > 65536)
     throw Error(ErrorKind::kArgument, kOp, "embeddings", to_string(embeddings), "must have 2 to 65536 rows");
+  return p;
+}
+
+void cope_attention(const Qkv& in, const View& embeddings, const CopeOptions& options, const AttnOut& out,
+                    Context& context) {
+  const exact::Problem p = exact::check_cope(in, embeddings, options, out);
+  exact::check_outputs(p, in, out, kOp);
+  const int64_t positions = embeddings.shape[0];
   std::vector<float> rows_of_e(static_cast<size_t>(positions * p.d));
   for (int64_t e = 0; e < positions; ++e) std::copy_n(embeddings.at<float>({e}), p.d, rows_of_e.data() + e * p.d);
   const PackedWeight packed =

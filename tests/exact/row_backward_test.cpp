@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attend/exact/coca.h"
+#include "attend/exact/cope.h"
 #include "attend/exact/entmax.h"
 #include "attend/exact/mla.h"
 #include "attend/exact/probabilistic.h"
@@ -169,6 +170,22 @@ TEST_P(RowBackward, SparsemaxGivesKeysWithoutAWeightNothing) {
   }
   EXPECT_GT(without, 0);
   EXPECT_LT(without, kKeys - 1);
+}
+
+// All positions then add the same to the scores of a row.
+TEST_P(RowBackward, CopeWithEqualEmbeddingsIsSoftmaxs) {
+  const Qkv in = call_.in();
+  softmax_attention(in, {.causal = true}, call_.outputs(), context_);
+  Gradients want(call_), got(call_);
+  softmax_attention_backward(in, {.causal = true}, call_.outputs(), {.out = loss().out},
+                             {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+  std::vector<float> embeddings;
+  const std::vector<float> one = random_floats(16, 6);
+  for (int e = 0; e < 20; ++e) embeddings.insert(embeddings.end(), one.begin(), one.end());
+  cope_attention_backward(in, dense_view(embeddings.data(), DType::kF32, {20, 16}), {}, {.out = loss().out},
+                          {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v)},
+                          context_);
+  expect_near(got, want);
 }
 
 TEST_P(RowBackward, SinkhornOfOneStepIsSoftmaxs) {

@@ -25,4 +25,24 @@ namespace attend {
 void cope_attention(const Qkv& in, const View& embeddings, const CopeOptions& options, const AttnOut& out,
                     Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct CopeGrad {
+  View q, k, v, embeddings;  // as their arguments, f32
+};
+
+// Writes `grad_in` from the gradients of out and lse, of which one may be absent; the weights are computed again. With
+// dS the gradients of the softmax's scores and p the counts,
+//
+//   dp[i,j] = scale dS[i,j] (q[i] . e[ceil p] - q[i] . e[floor p]) where p < P - 1, else 0
+//   dg[i,t] = sum over j <= t of dp[i,j]      d dot(q[i], k[t]) = scale (dS[i,t] + g (1 - g) dg[i,t])
+//
+//   z bends where a count is an integer: there the slope is that of the piece below.
+//
+// Source   the derivative of the definition
+// Cost     2 (3 D + 2 Dv) flops and about 80 operations for each visible pair, 6 P D for each query. Memory O(Hq P D)
+//          and, a thread, O(Tk (D + Dv) + P).
+// Errors   as above, and for a gradient that is not of its argument's shape
+void cope_attention_backward(const Qkv& in, const View& embeddings, const CopeOptions& options,
+                             const AttnOutGrad& grad_out, const CopeGrad& grad_in, Context& context);
+
 }  // namespace attend
