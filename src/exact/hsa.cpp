@@ -6,32 +6,21 @@
 #include <cmath>
 
 #include "attend/tensor/error.h"
+#include "exact/hsa_tree.h"
 #include "exact/plain.h"
-#include "exact/rows.h"
 
 namespace attend {
 namespace {
 
 constexpr std::string_view kOp = "hsa";
-constexpr int64_t kRows = 16;  // children whose scores are in memory at a time
-
-// A tree with its children by parent.
-struct Tree {
-  std::span<const int32_t> parent;
-  std::vector<int64_t> tokens;       // [nodes]: leaves under a node
-  std::vector<int64_t> first_child;  // [nodes + 1]: into `children`
-  std::vector<int32_t> children;
-  int64_t nodes = 0, leaves = 0, widest = 1;
-
-  int64_t width(int64_t node) const {
-    return first_child[static_cast<size_t>(node) + 1] - first_child[static_cast<size_t>(node)];
-  }
-  const int32_t* child(int64_t node) const { return children.data() + first_child[static_cast<size_t>(node)]; }
-};
 
 [[noreturn]] void refuse(std::string_view argument, std::string_view got, std::string_view rule) {
   throw Error(ErrorKind::kArgument, kOp, argument, got, rule);
 }
+
+}  // namespace
+
+namespace exact {
 
 Tree make_tree(std::span<const int32_t> parents, int64_t tokens) {
   Tree t;
@@ -67,120 +56,131 @@ Tree make_tree(std::span<const int32_t> parents, int64_t tokens) {
   return t;
 }
 
-// One query head at a time; everything it needs was allocated before.
-class HeadTree {
- public:
-  HeadTree(const exact::Problem& p, const Tree& tree, const DenseKernels& kernels)
-      : p_(p), t_(tree), kernels_(kernels) {
-    const int64_t n = std::max<int64_t>(1, t_.nodes), padded = exact::padded_keys(t_.widest);
-    const int64_t sizes[] = {n * p.d,         n * p.d,         n * p.dv,         n * p.dv,      n, n, padded * p.d,
-                             t_.widest * p.d, t_.widest * p.d, t_.widest * p.dv, kRows * padded};
-    int64_t total = 0;
-    for (int64_t size : sizes) total += (size + 15) / 16 * 16;
-    memory_ = Buffer(total * 4);
-    float* next = memory_.as<float>();
-    float** const parts[] = {&q_, &k_, &v_, &u_, &phi_, &stay_, &panels_, &gq_, &gk_, &gv_, &s_};
-    for (size_t i = 0; i < std::size(sizes); ++i) {
-      *parts[i] = next;
-      next += (sizes[i] + 15) / 16 * 16;
-    }
+HeadTree::HeadTree(const Problem& p, const Tree& tree, const DenseKernels& kernels)
+    : p_(p), t_(tree), kernels_(kernels) {
+  const int64_t n = std::max<int64_t>(1, t_.nodes), padded = padded_keys(t_.widest);
+  const int64_t sizes[] = {n * p.d,         n * p.d,         n * p.dv,         n * p.dv,      n, n, padded * p.d,
+                           t_.widest * p.d, t_.widest * p.d, t_.widest * p.dv, kRows * padded};
+  int64_t total = 0;
+  for (int64_t size : sizes) total += (size + 15) / 16 * 16;
+  memory_ = Buffer(total * 4);
+  float* next = memory_.as<float>();
+  float** const parts[] = {&q_, &k_, &v_, &u_, &phi_, &stay_, &panels_, &gq_, &gk_, &gv_, &s_};
+  for (size_t i = 0; i < std::size(sizes); ++i) {
+    *parts[i] = next;
+    next += (sizes[i] + 15) / 16 * 16;
   }
+}
 
-  void run(int64_t b, int64_t h, const View& out) {
-    const exact::Keys& keys = exact::keys_of(p_, b, h);
-    for (int64_t i = 0; i < t_.leaves; ++i)
-      for (int64_t c = 0; c < p_.d; ++c) q_[i * p_.d + c] = p_.q.at<float>({b, h, i})[c] * p_.scale;
-    for (const KeyRun& run : keys.runs()) {
-      kernels_.widen_run(run.keys(), run.count, p_.d, k_ + run.first_slot * p_.d, p_.d);
-      kernels_.widen_run(run.values(), run.count, p_.dv, v_ + run.first_slot * p_.dv, p_.dv);
-    }
-    for (int64_t n = t_.leaves; n < t_.nodes; ++n) {
-      average(n);
-      attend_children(n);
-    }
-    const int64_t root = t_.nodes - 1;
-    std::fill_n(u_ + root * p_.dv, p_.dv, 0.0f);
-    stay_[root] = 1;  // from here on: the weight that the tokens below a node have together
-    for (int64_t n = root - 1; n >= 0; --n) {
-      const int64_t up = t_.parent[static_cast<size_t>(n)];
-      for (int64_t c = 0; c < p_.dv; ++c) u_[n * p_.dv + c] = u_[up * p_.dv + c] + stay_[up] * u_[n * p_.dv + c];
-      stay_[n] *= stay_[up];
-    }
-    for (int64_t i = 0; i < t_.leaves; ++i) {
-      float* to = out.at<float>({b, h, i});
-      for (int64_t c = 0; c < p_.dv; ++c) to[c] = u_[i * p_.dv + c] + stay_[i] * v_[i * p_.dv + c];
-    }
+void HeadTree::ascend(int64_t b, int64_t h) {
+  for (int64_t i = 0; i < t_.leaves; ++i)
+    for (int64_t c = 0; c < p_.d; ++c) q_[i * p_.d + c] = p_.q.at<float>({b, h, i})[c] * p_.scale;
+  for (const KeyRun& run : keys_of(p_, b, h).runs()) {
+    kernels_.widen_run(run.keys(), run.count, p_.d, k_ + run.first_slot * p_.d, p_.d);
+    kernels_.widen_run(run.values(), run.count, p_.dv, v_ + run.first_slot * p_.dv, p_.dv);
   }
-
- private:
-  void average(int64_t node) {
-    const float all = static_cast<float>(t_.tokens[static_cast<size_t>(node)]);
-    auto mean = [&](float* x, int64_t width) {
-      float* to = x + node * width;
-      std::fill_n(to, width, 0.0f);
-      for (int64_t j = 0; j < t_.width(node); ++j) {
-        const int64_t child = t_.child(node)[j];
-        const float part = static_cast<float>(t_.tokens[static_cast<size_t>(child)]) / all;
-        for (int64_t c = 0; c < width; ++c) to[c] += part * x[child * width + c];
-      }
-    };
-    mean(q_, p_.d);
-    mean(k_, p_.d);
-    mean(v_, p_.dv);
+  for (int64_t n = t_.leaves; n < t_.nodes; ++n) {
+    average(n);
+    attend_children(n);
   }
+  std::fill_n(u_ + (t_.nodes - 1) * p_.dv, p_.dv, 0.0f);
+  stay_[t_.nodes - 1] = 1;
+}
 
-  void attend_children(int64_t node) {
-    const int64_t width = t_.width(node), stride = exact::padded_keys(width);
-    const int32_t* child = t_.child(node);
-    for (int64_t j = 0; j < width; ++j) {
-      std::copy_n(q_ + child[j] * p_.d, p_.d, gq_ + j * p_.d);
-      std::copy_n(k_ + child[j] * p_.d, p_.d, gk_ + j * p_.d);
-      std::copy_n(v_ + child[j] * p_.dv, p_.dv, gv_ + j * p_.dv);
-    }
-    for (int64_t j = 0; j < width; j += kPanelKeys)
-      kernels_.pack(DType::kF32, gk_ + j * p_.d, p_.d, std::min<int64_t>(kPanelKeys, width - j), p_.d,
-                    panels_ + j * p_.d);
-    double energy = 0;
-    for (int64_t first = 0; first < width; first += kRows) {
-      const int64_t rows = std::min(kRows, width - first);
-      for (int64_t panel = 0; panel < exact::panel_count(width); ++panel)
-        kernels_.dots(gq_ + first * p_.d, p_.d, rows, p_.d, panels_ + panel * p_.d * kPanelKeys,
-                      s_ + panel * kPanelKeys, stride);
-      for (int64_t r = 0; r < rows; ++r) energy += attend_child(child, width, first + r, s_ + r * stride);
-    }
-    phi_[node] = static_cast<float>(energy / static_cast<double>(t_.tokens[static_cast<size_t>(node)]));
+void HeadTree::descend(int64_t b, int64_t h, const View& out) {
+  // From here on stay: the weight that the tokens below a node have together.
+  for (int64_t n = t_.nodes - 2; n >= 0; --n) {
+    const int64_t up = t_.parent[static_cast<size_t>(n)];
+    for (int64_t c = 0; c < p_.dv; ++c) u_[n * p_.dv + c] = u_[up * p_.dv + c] + stay_[up] * u_[n * p_.dv + c];
+    stay_[n] *= stay_[up];
   }
+  for (int64_t i = 0; i < t_.leaves; ++i) {
+    float* to = out.at<float>({b, h, i});
+    for (int64_t c = 0; c < p_.dv; ++c) to[c] = u_[i * p_.dv + c] + stay_[i] * v_[i * p_.dv + c];
+  }
+}
 
-  // What child `a` takes from its siblings; gives |a| ln Z(a). `s` are its scores with all children.
-  double attend_child(const int32_t* child, int64_t width, int64_t a, float* s) {
-    const int64_t node = child[a];
+void HeadTree::average(int64_t node) {
+  auto mean = [&](float* x, int64_t width) {
+    float* to = x + node * width;
+    std::fill_n(to, width, 0.0f);
+    for (int64_t j = 0; j < t_.width(node); ++j) {
+      const int64_t child = t_.child(node)[j];
+      const float part = share(child, node);
+      for (int64_t c = 0; c < width; ++c) to[c] += part * x[child * width + c];
+    }
+  };
+  mean(q_, p_.d);
+  mean(k_, p_.d);
+  mean(v_, p_.dv);
+}
+
+void HeadTree::gather_children(int64_t node) {
+  const int64_t width = t_.width(node);
+  const int32_t* child = t_.child(node);
+  for (int64_t j = 0; j < width; ++j) {
+    std::copy_n(q_ + child[j] * p_.d, p_.d, gq_ + j * p_.d);
+    std::copy_n(k_ + child[j] * p_.d, p_.d, gk_ + j * p_.d);
+    std::copy_n(v_ + child[j] * p_.dv, p_.dv, gv_ + j * p_.dv);
+  }
+  for (int64_t j = 0; j < width; j += kPanelKeys)
+    kernels_.pack(DType::kF32, gk_ + j * p_.d, p_.d, std::min<int64_t>(kPanelKeys, width - j), p_.d,
+                  panels_ + j * p_.d);
+}
+
+void HeadTree::score_children(int64_t node, int64_t first, int64_t rows) {
+  const int64_t width = t_.width(node), stride = padded_keys(width);
+  const int32_t* child = t_.child(node);
+  for (int64_t panel = 0; panel < panel_count(width); ++panel)
+    kernels_.dots(gq_ + first * p_.d, p_.d, rows, p_.d, panels_ + panel * p_.d * kPanelKeys, s_ + panel * kPanelKeys,
+                  stride);
+  for (int64_t r = 0; r < rows; ++r) {
+    float* s = s_ + r * stride;
     for (int64_t j = 0; j < width; ++j) {
       const int64_t count = t_.tokens[static_cast<size_t>(child[j])];
-      if (j != a && count > 1) s[j] += std::log(static_cast<float>(count));
+      if (j != first + r && count > 1) s[j] += std::log(static_cast<float>(count));
     }
-    if (node >= t_.leaves) s[a] = phi_[node];
-    float most;
-    const float sum = kernels_.exponentials(s, width, &most);
-    stay_[node] = s[a] / sum;
-    s[a] = 0;
-    float* u = u_ + node * p_.dv;
-    std::fill_n(u, p_.dv, 0.0f);
-    kernels_.add_rows(s, 0, 1, width, gv_, p_.dv, p_.dv, u, 0);
-    for (int64_t c = 0; c < p_.dv; ++c) u[c] /= sum;
-    return static_cast<double>(t_.tokens[static_cast<size_t>(node)]) *
-           (static_cast<double>(most) + std::log(static_cast<double>(sum)));
+    if (child[first + r] >= t_.leaves) s[first + r] = phi_[child[first + r]];
   }
+}
 
-  const exact::Problem& p_;
-  const Tree& t_;
-  const DenseKernels& kernels_;
-  Buffer memory_;
-  float *q_, *k_, *v_;                    // means, by node; q scaled
-  float *u_, *phi_, *stay_;               // taken from siblings; energy; share of the own tokens
-  float *panels_, *gq_, *gk_, *gv_, *s_;  // of the children of one node
-};
+void HeadTree::attend_children(int64_t node) {
+  const int64_t width = t_.width(node);
+  gather_children(node);
+  double energy = 0;
+  for (int64_t first = 0; first < width; first += kRows) {
+    const int64_t rows = std::min(kRows, width - first);
+    score_children(node, first, rows);
+    for (int64_t r = 0; r < rows; ++r)
+      energy += attend_child(t_.child(node)[first + r], s_ + r * padded_keys(width), width, first + r);
+  }
+  phi_[node] = static_cast<float>(energy / static_cast<double>(t_.tokens[static_cast<size_t>(node)]));
+}
 
-}  // namespace
+// What a node, child `a` of its parent, takes from its siblings; gives |A| ln Z(A). `s` are its scores with all
+// children.
+double HeadTree::attend_child(int64_t node, float* s, int64_t width, int64_t a) {
+  float most;
+  const float sum = kernels_.exponentials(s, width, &most);
+  stay_[node] = s[a] / sum;
+  s[a] = 0;
+  float* u = u_ + node * p_.dv;
+  std::fill_n(u, p_.dv, 0.0f);
+  kernels_.add_rows(s, 0, 1, width, gv_, p_.dv, p_.dv, u, 0);
+  for (int64_t c = 0; c < p_.dv; ++c) u[c] /= sum;
+  return static_cast<double>(t_.tokens[static_cast<size_t>(node)]) *
+         (static_cast<double>(most) + std::log(static_cast<double>(sum)));
+}
+
+Problem check_hsa(const Qkv& in, double scale) {
+  Problem p = check(in, {.scale = scale}, kOp);
+  require_plain(in, kOp);
+  if (p.queries != in.k.shape[2])
+    refuse("q", to_string(in.q), fmt::format("must have as many tokens as k, {}", in.k.shape[2]));
+  return p;
+}
+
+}  // namespace exact
 
 std::vector<int32_t> balanced_tree(int64_t tokens, int64_t branch) {
   if (tokens < 0 || tokens > (int64_t{1} << 30)) refuse("tokens", fmt::format("{}", tokens), "must be in 0..2^30");
@@ -198,20 +198,19 @@ std::vector<int32_t> balanced_tree(int64_t tokens, int64_t branch) {
 }
 
 void hsa_attention(const Qkv& in, std::span<const int32_t> parents, double scale, const View& out, Context& context) {
-  const exact::Problem p = exact::check(in, {.scale = scale}, kOp);
-  exact::require_plain(in, kOp);
-  if (p.queries != in.k.shape[2])
-    refuse("q", to_string(in.q), fmt::format("must have as many tokens as k, {}", in.k.shape[2]));
-  const Tree tree = make_tree(parents, p.queries);
+  const exact::Problem p = exact::check_hsa(in, scale);
+  const exact::Tree tree = exact::make_tree(parents, p.queries);
   exact::check_outputs(p, in, {out}, kOp);
   context.throw_if_stopped();
   if (p.batch == 0 || p.heads == 0 || p.queries == 0) return;
   const DenseKernels& kernels = dense_kernels(active_isa(context));
-  std::vector<HeadTree> heads;
+  std::vector<exact::HeadTree> heads;
   for (int t = 0; t < context.threads; ++t) heads.emplace_back(p, tree, kernels);
   parallel_for(context.threads, p.batch * p.heads, [&](int64_t task, int worker) {
     if (context.stop.stop_requested()) return;
-    heads[static_cast<size_t>(worker)].run(task / p.heads, task % p.heads, out);
+    exact::HeadTree& head = heads[static_cast<size_t>(worker)];
+    head.ascend(task / p.heads, task % p.heads);
+    head.descend(task / p.heads, task % p.heads, out);
   });
   context.throw_if_stopped();
 }

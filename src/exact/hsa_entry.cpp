@@ -14,14 +14,14 @@ constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {
     {"Hierarchical Self-Attention: Generalizing Neural Attention Mechanics to Multi-Scale Problems", "2509.15448",
      "281"}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "self", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "self", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 HsaOptions options_from(const Spec& spec) {
   return {.branch = spec.integer("branch"), .scale = spec.real("scale")};
 }
 
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
   const bound::SoftmaxNorms n = softmax_norms(spec, in);
   const double width = static_cast<double>(std::min<int64_t>(spec.integer("branch"), n.keys)),
                score = n.scale * n.query * n.key;
@@ -31,7 +31,17 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
   const double mean = bound::kEpsilon * levels * (width + 3);
   const double step = bound::kEpsilon * (width / 16 + 20 + 6 * (score + std::log(static_cast<double>(n.keys) + 1)));
   const double energy = bound::softmax_score(n) + 2 * mean * score + levels * step;
-  return n.value * (levels * (4 * energy + bound::kEpsilon * (width + 16)) + mean) + 1e-37;
+  const double level = 4 * energy + bound::kEpsilon * (width + 16);
+  if (output == "out") return n.value * (levels * level + mean) + 1e-37;
+  // A node's gradients are at most its tokens times a slope, once more for every level above it, whose energies hand
+  // theirs on; a token has its part of each level's. A key, and a value, gathers those of all tokens.
+  const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
+  const double meetings = std::max(1.0, levels - 1);
+  const double relative = (meetings + 1) * (level + bound::gamma(g.dv + 16) + mean) + bound::gamma(n.keys + 16),
+               tokens = static_cast<double>(g.rows), slope = meetings * (meetings + 1) / 2 * bound::softmax_slope(g);
+  if (output == "grad q") return n.scale * g.k_max * slope * relative + 1e-37;
+  if (output == "grad k") return n.scale * g.q_max * tokens * slope * relative + 1e-37;
+  return meetings * tokens * g.d_out * relative + 1e-37;
 }
 
 constexpr Entry kHsa = {
@@ -50,15 +60,21 @@ constexpr Entry kHsa = {
     .traits = {.exact_for = "the closest weights to softmax that are equal between branches; a flat tree is softmax",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "The entry's trees are balanced; the typed function takes any. A token's own energy is its score with itself. "
-        "Not causal. Forward only.",
+        "Not causal.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "hsa", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             hsa_attention(qkv, o, out.out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "hsa"); };
+            hsa_attention_backward(qkv, o, grad_out.out, {.q = to("q"), .k = to("k"), .v = to("v")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_hsa_reference(options_from(spec)); },

@@ -6,6 +6,7 @@
 #include "attend/exact/coca.h"
 #include "attend/exact/cope.h"
 #include "attend/exact/entmax.h"
+#include "attend/exact/hsa.h"
 #include "attend/exact/mla.h"
 #include "attend/exact/probabilistic.h"
 #include "attend/exact/relative.h"
@@ -13,6 +14,7 @@
 #include "attend/exact/reversed.h"
 #include "attend/exact/sinkhorn.h"
 #include "attend/exact/urpe.h"
+#include "attend/reference/hsa.h"
 #include "attend/tensor/error.h"
 #include "exact/call.h"
 
@@ -182,9 +184,9 @@ TEST_P(RowBackward, CopeWithEqualEmbeddingsIsSoftmaxs) {
   std::vector<float> embeddings;
   const std::vector<float> one = random_floats(16, 6);
   for (int e = 0; e < 20; ++e) embeddings.insert(embeddings.end(), one.begin(), one.end());
-  cope_attention_backward(in, dense_view(embeddings.data(), DType::kF32, {20, 16}), {}, {.out = loss().out},
-                          {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v)},
-                          context_);
+  cope_attention_backward(
+      in, dense_view(embeddings.data(), DType::kF32, {20, 16}), {}, {.out = loss().out},
+      {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v), .embeddings = {}}, context_);
   expect_near(got, want);
 }
 
@@ -197,6 +199,40 @@ TEST_P(RowBackward, SinkhornOfOneStepIsSoftmaxs) {
   sinkhorn_attention_backward(in, {.iterations = 1}, loss().out,
                               {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v)}, context_);
   expect_near(got, want);
+}
+
+// Unbalanced, with a node of one child: against the definition. The flat tree: against softmax attention.
+TEST_P(RowBackward, AnyTreeHasTheGradientsOfItsDefinition) {
+  constexpr int64_t kTokens = 7;
+  const std::vector<int32_t> flat(kTokens, kTokens);
+  std::vector<int32_t> some = {7, 7, 8, 9, 9, 9, 11, 10, 10, 11, 11, -1}, all = flat;
+  all.push_back(-1);
+  test::SmallCall call(2, 4, 2, kTokens, kTokens, 16, 24);
+  const Qkv in = call.in();
+  const View d_out = dense_view(d_out_.data(), DType::kF32, {2, 4, kTokens, 24});
+  for (std::vector<int32_t>* parents : {&some, &all}) {
+    Gradients want(call), got(call);
+    hsa_attention_backward(in, *parents, 0, d_out,
+                           {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v)}, context_);
+    if (parents == &all) {
+      softmax_attention(in, {}, call.outputs(), context_);
+      softmax_attention_backward(in, {}, call.outputs(), {.out = d_out},
+                                 {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+    } else {
+      std::vector<double> wide[3];
+      Tensors to;
+      for (const auto& [n, name, view] : {std::tuple{0, "q", in.q}, {1, "k", in.k}, {2, "v", in.v}}) {
+        wide[n].resize(static_cast<size_t>(view.count()));
+        to[name] = dense_view(wide[n].data(), DType::kF64, 4, view.shape);
+      }
+      const Tensors arguments = {
+          {"q", in.q}, {"k", in.k}, {"v", in.v}, {"parents", dense_view(some.data(), DType::kI32, {12})}};
+      make_hsa_reference({})->backward(arguments, {}, {{"out", d_out}}, to, context_);
+      for (const auto& [from, into] : {std::pair{&wide[0], &want.q}, {&wide[1], &want.k}, {&wide[2], &want.v}})
+        for (size_t i = 0; i < from->size(); ++i) (*into)[i] = static_cast<float>((*from)[i]);
+    }
+    expect_near(got, want);
+  }
 }
 
 TEST_P(RowBackward, CertainTokensGiveSoftmaxsGradientsAndImpossibleOnesNone) {

@@ -42,4 +42,22 @@ void hsa_attention(const Qkv& in, const HsaOptions& options, const View& out, Co
 // have no children, every other node has some.
 void hsa_attention(const Qkv& in, std::span<const int32_t> parents, double scale, const View& out, Context& context);
 
+// Writes the gradients of q, k and v from the gradient of out, [B,Hq,T,Dv] f32; the way up the tree is computed again.
+// With dO(n) the sum of the gradients of out of the tokens below n and dm(n) the gradient of m(n):
+//
+//   dm(i) = dO[i].v[i]   dm(P) = sum over children A of dO(A).u(A) + exp(phi(A)) / Z(A) dm(A),  u(A) what A takes from
+//                        its siblings
+//   scores of A get what a softmax's do from m(P) dO(A) . mean v(B), from m(P) dm(A) at its own energy, and from
+//   dphi(P) |A|/|P| as gradient of ln Z(A);  an own score's gradient is that of the energy phi(A); means pass theirs on
+//   by |A|/|P|
+//
+// Source   the derivative of the definition
+// Cost     2 (3 D + 3 Dv) flops for each ordered pair of siblings and the forward pass's. Threads take kv heads. Memory
+//          O(threads * nodes * (D + Dv))
+// Errors   as above, and for a gradient that is not of its argument's shape
+void hsa_attention_backward(const Qkv& in, const HsaOptions& options, const View& grad_out, const AttnGrad& grad_in,
+                            Context& context);
+void hsa_attention_backward(const Qkv& in, std::span<const int32_t> parents, double scale, const View& grad_out,
+                            const AttnGrad& grad_in, Context& context);
+
 }  // namespace attend
