@@ -50,12 +50,12 @@ void check_parameter_gradients(std::string_view op, const BackwardCall& call, co
 }
 
 void check_row_gradients(std::string_view op, const Problem& p, const Qkv& in, const AttnOutGrad& grad_out,
-                         const AttnGrad& grad_in, std::initializer_list<ParameterGradient> parameters) {
+                         const AttnGrad& grad_in, std::vector<ParameterGradient> parameters) {
   if (!grad_out.out.data && !grad_out.lse.data)
     throw Error(ErrorKind::kArgument, op, "gradient of out", "null", "must be given");
   check_outputs(p.batch, p.heads, p.queries, p.dv, {grad_out.out, grad_out.lse}, op);
   std::vector<ParameterGradient> all = {{"q", grad_in.q, in.q}, {"k", grad_in.k, in.k}, {"v", grad_in.v, in.v}};
-  all.insert(all.end(), parameters);
+  all.insert(all.end(), parameters.begin(), parameters.end());
   check_parameter_gradients(op, {in, p.options, {}, grad_out, p.variant}, {}, all);
 }
 

@@ -37,7 +37,7 @@ inline void check_parameter_gradients(std::string_view op, const BackwardCall& c
 // What the backward pass by rows (exact/row_backward.h) takes: the gradient of out, or of lse where the mechanism has
 // one, and gradients as above. Throws Error(kArgument).
 void check_row_gradients(std::string_view op, const Problem& p, const Qkv& in, const AttnOutGrad& grad_out,
-                         const AttnGrad& grad_in, std::initializer_list<ParameterGradient> parameters);
+                         const AttnGrad& grad_in, std::vector<ParameterGradient> parameters);
 
 // Positions of the queries of batch entry b.
 std::vector<int32_t> positions_of(const BackwardCall& call, int64_t b);

@@ -5,6 +5,7 @@
 
 #include "attend/exact/coca.h"
 #include "attend/exact/cope.h"
+#include "attend/exact/dcmha.h"
 #include "attend/exact/entmax.h"
 #include "attend/exact/hsa.h"
 #include "attend/exact/mla.h"
@@ -187,6 +188,26 @@ TEST_P(RowBackward, CopeWithEqualEmbeddingsIsSoftmaxs) {
   cope_attention_backward(
       in, dense_view(embeddings.data(), DType::kF32, {20, 16}), {}, {.out = loss().out},
       {.q = got.view(got.q, in.q), .k = got.view(got.k, in.k), .v = got.view(got.v, in.v), .embeddings = {}}, context_);
+  expect_near(got, want);
+}
+
+TEST_P(RowBackward, DcmhaWithFactorsOfZeroIsSoftmaxs) {
+  const Qkv in = call_.in();
+  softmax_attention(in, {.causal = true}, call_.outputs(), context_);
+  Gradients want(call_), got(call_);
+  softmax_attention_backward(in, {.causal = true}, call_.outputs(), {.out = loss().out},
+                             {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+  std::vector<float> zeros(2 * 600 * 2 * 4, 0.0f);
+  auto of = [&](int rank, const Shape& shape) { return dense_view(zeros.data(), DType::kF32, rank, shape); };
+  const Shape queries = {2, 70, 2, 4}, keys = {2, 600, 2, 4};
+  const Compose none{.q1 = of(4, queries),
+                     .q2 = of(4, queries),
+                     .qd = of(3, {2, 70, 4}),
+                     .k1 = of(4, keys),
+                     .k2 = of(4, keys),
+                     .kd = of(3, {2, 600, 4})};
+  dcmha_attention_backward({in, none, none}, {.causal = true}, loss().out,
+                           {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v), {}, {}}, context_);
   expect_near(got, want);
 }
 

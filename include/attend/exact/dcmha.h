@@ -37,4 +37,24 @@ struct DcmhaIn {
 
 void dcmha_attention(const DcmhaIn& in, const DcmhaOptions& options, const View& out, Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct DcmhaGrad {
+  View q, k, v;       // as their arguments, f32
+  Compose pre, post;  // as the factors
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32; the weights are computed again. With x what goes into a
+// map and dy the gradient of what comes out, of a pair (i, j):
+//
+//   dx[g] = sum_h w[g,h] dy[h] + dy[g] (qd[i,g] + kd[j,g]) + sum_r q1[i,r,g] q2[i,r].dy + sum_r k1[j,r,g] k2[j,r].dy
+//   dq1[i,r,g] = sum_j x[g] q2[i,r].dy     dq2[i,r,h] = sum_j dy[h] q1[i,r].x     dqd[i,h] = sum_j x[h] dy[h]
+//   dk1, dk2, dkd likewise, summed over i; dw[g,h] = sum over pairs of x[g] dy[h]
+//
+// Source   the derivative of the definition
+// Cost     for each visible pair and head 2 (3 D + 2 Dv) + 80 R + 20 flops (and 12 Hq with w). Memory: packed keys and
+//          values, and eight times the gradients of what belongs to keys, for eight slices of the queries
+// Errors   as above, and for a gradient that is not of its argument's shape
+void dcmha_attention_backward(const DcmhaIn& in, const DcmhaOptions& options, const View& grad_out,
+                              const DcmhaGrad& grad_in, Context& context);
+
 }  // namespace attend
