@@ -153,6 +153,59 @@ TEST_P(CatGeometry, ABadValueReachesOnlyTokensThatTakeItsBranch) {
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(std::isnan(call.out[i * 8]), i == 3);
 }
 
+struct GeometryGradients {
+  std::vector<float> q, k, v, routing;
+
+  GeometryGradients(test::SmallCall& call, const std::vector<float>& weights)
+      : q(call.q.size(), NAN), k(call.k.size(), NAN), v(call.v.size(), NAN), routing(weights.size(), NAN) {}
+  CatGeometryGrad views(const Qkv& in) {
+    return {dense_view(q.data(), DType::kF32, 4, in.q.shape), dense_view(k.data(), DType::kF32, 4, in.k.shape),
+            dense_view(v.data(), DType::kF32, 4, in.v.shape), dense_view(routing.data(), DType::kF32, {1, 1, 1, 3})};
+  }
+};
+
+TEST_P(CatGeometry, TheEuclideanBranchAloneHasSoftmaxsGradients) {
+  test::SmallCall call(2, 4, 2, 33, 70, 16, 12);
+  Context context = this->context();
+  const test::SmallCall losses(2, 4, 2, 33, 70, 12, 12);
+  std::vector<float> loss = losses.q, routing = {1, 0, 0};
+  const View d_out = dense_view(loss.data(), DType::kF32, {2, 4, 33, 12});
+  GeometryGradients want(call, routing), got(call, routing);
+  const CatGeometryGrad to = want.views(call.in());
+  call.run({.causal = true}, context);
+  softmax_attention_backward(call.in(), {.causal = true}, call.outputs(), {.out = d_out}, {to.q, to.k, to.v}, context);
+  double product = 0;
+  for (size_t i = 0; i < loss.size(); ++i) product += double{loss[i]} * call.out[i];
+  cat_geometry_attention_backward(call.in(), dense_view(routing.data(), DType::kF32, {1, 1, 1, 3}), {.causal = true},
+                                  d_out, got.views(call.in()), context);
+  EXPECT_EQ(got.q, want.q);
+  EXPECT_EQ(got.k, want.k);
+  EXPECT_EQ(got.v, want.v);
+  EXPECT_NEAR(got.routing[0], product, 1e-3);
+}
+
+// A distance of 0 has no derivative, nor have antipodes and directions of nothing.
+TEST_P(CatGeometry, PointsThatCoincideHaveFiniteGradients) {
+  test::SmallCall call(1, 1, 1, 3, 4, 4, 4);
+  for (size_t e = 0; e < 4; ++e) {
+    call.k[e] = call.q[e] = call.k[4 + e] = static_cast<float>(e) + 1;
+    call.q[4 + e] = -call.q[e];
+    call.q[8 + e] = call.k[8 + e] = 0;
+  }
+  std::vector<float> loss(12, 1.0f), routing = {0.2f, 0.5f, 0.3f};
+  for (const bool squared : {false, true})
+    for (const bool directions : {false, true}) {
+      GeometryGradients got(call, routing);
+      Context context = this->context();
+      cat_geometry_attention_backward(call.in(), dense_view(routing.data(), DType::kF32, {1, 1, 1, 3}),
+                                      {.squared = squared, .directions = directions},
+                                      dense_view(loss.data(), DType::kF32, {1, 1, 3, 4}), got.views(call.in()),
+                                      context);
+      for (const auto* x : {&got.q, &got.k, &got.v, &got.routing})
+        for (const float e : *x) EXPECT_TRUE(std::isfinite(e));
+    }
+}
+
 TEST(CatGeometryRefuses, WhatHasNoMeaning) {
   test::SmallCall call(1, 1, 1, 2, 3, 8, 8), wide(1, 1, 1, 2, 3, 511, 8);
   Context context(1);

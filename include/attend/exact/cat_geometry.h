@@ -39,4 +39,28 @@ namespace attend {
 void cat_geometry_attention(const Qkv& in, const View& routing, const CatGeometryOptions& options, const View& out,
                             Context& context);
 
+// Gradients, each written whole; null where not wanted. Axes that routing repeats are summed over.
+struct CatGeometryGrad {
+  View q, k, v, routing;
+};
+
+// Writes `grad_in` from the gradient of out, f32 [B,Hq,Tq,Dv]:
+//
+//   drouting[i,g] = dot(dout[i], o_g[i])
+//   dq, dk, dv    = sums over g of those of the branch for routing[i,g] dout[i]; of a distance with
+//     d d_H / d u   = 1 / sqrt(u (u + 2)) / sqrt c      u = c s, 1 + u the argument of arcosh
+//     d d_S / d z   = 1 / sqrt(z (1 - z)) / sqrt c      1 - 2 z the argument of arccos
+//
+// A distance has no derivative where it is 0 nor, on the sphere, where it is largest: it counts as 0 there, as does the
+// direction of a zero vector.
+//
+// Source   the derivative of the definition
+// Cost     of each branch with a weight, that of softmax_attention and its backward pass; memory as much again as q, k,
+//          v and twice the output
+// Errors   as above, and for a gradient that is not of its argument's shape
+// Numerics |grad - reference| <= cat-geometry's bound, which grows with the inverse of a distance unless `squared`. Same
+//          bits: any.
+void cat_geometry_attention_backward(const Qkv& in, const View& routing, const CatGeometryOptions& options,
+                                     const View& grad_out, const CatGeometryGrad& grad_in, Context& context);
+
 }  // namespace attend
