@@ -172,7 +172,7 @@ class Backward {
       if (!d_content_.empty()) {
         float* key_sums = w.q.data();  // no longer needed
         std::fill_n(key_sums, p_.d, 0.0f);
-        kernels_.add_rows(x.g + r * x.stride, x.stride, 1, x.ends[r], x.keys, p_.d, p_.d, key_sums, p_.d);
+        kernels_.add_rows(x.g + r * x.stride, x.stride, 1, x.ends[r], x.head.keys(), p_.d, p_.d, key_sums, p_.d);
         for (int64_t c = 0; c < p_.d; ++c) d_content_[static_cast<size_t>(x.h * p_.d + c)] += p_.scale * key_sums[c];
       }
     }

@@ -4,8 +4,8 @@
 // scores, of which the gradients of queries, keys and values are sums.
 //
 // Threads take kv heads, and within them all is in ascending order of query head and query: bits don't depend on
-// threads. A gradient of a bias that heads share is summed by one thread. Memory, a thread: (Tk + 64) (2 D + 3 Dv) floats, and three times the rows of scores that lie at a time, about
-// 2 MB each. Never Tq * Tk.
+// threads. A gradient of a bias that heads share is summed by one thread. Memory, a thread: (Tk + 64) (2 D + 3 Dv)
+// floats, and three times the rows of scores that lie at a time, about 2 MB each. Never Tq * Tk.
 #include <algorithm>
 #include <vector>
 
@@ -24,14 +24,15 @@ struct RowGradients {
 
 // Rows [first, first + count) of a query head. A rule finds in s the scores (-inf where a key is not seen) and in g the
 // products d_out . v, both of the keys before the row's end; it leaves the weights that values are multiplied with and
-// the gradients of the scores. What a rule adds to dq is multiplied with the scale and joins the gradient of q.
+// the gradients of the scores. What a rule adds to dq is multiplied with the scale and joins the gradient of q; what it
+// adds to dk joins that of k.
 struct RowBlock {
   int64_t b, h, first, count, stride;
   float *s, *g;
   const int64_t* ends;
   const float *q, *d_out;  // [count, D], with the scale, and [count, Dv]
-  const float* keys;       // [keys of the head, D]
-  float* dq;               // [count, D]
+  const PackedHead& head;  // with its keys as rows
+  float *dq, *dk;          // [count, D]; [keys of the head, D], of all rows so far
   int worker;
 };
 
@@ -121,7 +122,7 @@ class RowBackward {
       kernels_.dots(w.d_out.data(), p_.dv, count, p_.dv, w.value_panels.data() + panel * kPanelKeys * p_.dv,
                     w.g.data() + panel * kPanelKeys, stride_);
     rule_(RowBlock{b, h, first, count, stride_, w.s.data(), w.g.data(), w.ends.data(), w.q.data(), w.d_out.data(),
-                   w.head.keys(), w.dq.data(), worker});
+                   w.head, w.dq.data(), w.dk.data(), worker});
     for (int64_t r = 0; r < count; ++r)
       for (std::vector<float>* x : {&w.s, &w.g})
         std::fill(x->data() + r * stride_ + w.ends[static_cast<size_t>(r)], x->data() + r * stride_ + keys, 0.0f);

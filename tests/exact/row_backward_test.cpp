@@ -8,6 +8,7 @@
 #include "attend/exact/dcmha.h"
 #include "attend/exact/entmax.h"
 #include "attend/exact/hsa.h"
+#include "attend/exact/lla.h"
 #include "attend/exact/mla.h"
 #include "attend/exact/probabilistic.h"
 #include "attend/exact/relative.h"
@@ -254,6 +255,17 @@ TEST_P(RowBackward, AnyTreeHasTheGradientsOfItsDefinition) {
     }
     expect_near(got, want);
   }
+}
+
+TEST_P(RowBackward, PlanesWithoutASlopeAreSoftmaxs) {
+  softmax_attention(call_.in(), {.causal = true}, call_.outputs(), context_);
+  const Qkv in = call_.in();
+  Gradients want(call_), got(call_);
+  softmax_attention_backward(in, {.causal = true}, call_.outputs(), {.out = loss().out},
+                             {want.view(want.q, in.q), want.view(want.k, in.k), want.view(want.v, in.v)}, context_);
+  lla_attention_backward(in, {.causal = true, .ridge = 1e25}, loss().out,
+                         {got.view(got.q, in.q), got.view(got.k, in.k), got.view(got.v, in.v)}, context_);
+  expect_near(got, want);
 }
 
 TEST_P(RowBackward, CertainTokensGiveSoftmaxsGradientsAndImpossibleOnesNone) {
