@@ -24,7 +24,8 @@ constexpr Paper kPapers[] = {
     {"Attendre: Wait To Attend By Retrieval With Evicted Queries in Memory-Based Transformers for Long Context "
      "Processing",
      "2401.04881", "218"}};
-constexpr std::string_view kForms[] = {"chunked"}, kPatterns[] = {"full", "causal", "self", "grouped"};
+constexpr std::string_view kForms[] = {"chunked"}, kPatterns[] = {"full", "causal", "self", "grouped"},
+                           kGradients[] = {"q", "k", "v"};
 
 AttendreOptions options_from(const Spec& spec) {
   const std::string_view eviction = spec.text("eviction");
@@ -43,7 +44,10 @@ AttendreOptions options_from(const Spec& spec) {
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
   const bound::SoftmaxNorms n = softmax_norms(spec, in);
   if (output == "lse") return bound::softmax_lse(n) + bound::gamma(n.keys / 16 + 8);
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
+  const bound::SoftmaxGradientNorms g = gradient_norms(n, in);
+  if (output == "grad q") return exact::rows_gradient(g, 1, n.scale * g.k_max, n.keys);
+  if (output == "grad k") return exact::rows_gradient(g, static_cast<double>(g.rows), n.scale * g.q_max, g.rows);
+  if (output == "grad v") return exact::rows_weights(g, static_cast<double>(g.rows), g.d_out, g.rows);
   return n.value * (2 * bound::softmax_weight(n) + 2 * bound::gamma(n.keys + 16)) + 1e-37;
 }
 
@@ -78,18 +82,25 @@ constexpr Entry kAttendre = {
                             "causal it is causal softmax attention",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
     .notes =
         "The layer: memories of keys and values and of queries, their evictions and the wait. Ours are: that a query "
         "attends to what it gives more than its mean weight (so do the retentions lra and lfa), that each kv head "
         "evicts by itself, that keys enter the memory before queries leave theirs, and that those left at the end see "
         "its last state. A delay needs no causal mask; with causal it only lets keys leave before they are asked for. "
-        "Threads take batch entries and kv heads, for evictions follow one another. Forward only.",
+        "Threads take batch entries and kv heads, for evictions follow one another. Gradients "
+        "take what a query retrieves as a constant.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "attendre", kIn, kOut,
           [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut& out, Context& context) {
             attendre_attention(qkv, o, out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors&, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "attendre"); };
+            attendre_attention_backward(qkv, o, grad_out, {.q = to("q"), .k = to("k"), .v = to("v")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_attendre_reference(options_from(spec)); },

@@ -4,9 +4,12 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <map>
 
 #include "attend/reference/attendre.h"
 #include "attend/tensor/bound.h"
+#include "attend/tensor/npy.h"
+#include "attend/tensor/registry.h"
 #include "exact/score_limits.h"
 #include "support/expect_error.h"
 
@@ -128,6 +131,40 @@ TEST_P(Attendre, EvictsAndRetrievesAsTheDefinitionDoes) {
                 worst = std::max(worst, std::abs(static_cast<double>(call.out[i]) - wanted[i]));
               ASSERT_LE(worst, tolerance(call));
             }
+}
+
+// Keys that leave take their gradients with them: sums of up to 202 rows. Texts of conformance fit into the memory.
+TEST_P(Attendre, GradientsOfEvictedKeysAreTheDefinitions) {
+  for (const char* eviction : {"fifo", "lra", "lfa"})
+    for (const char* delay : {"0", "10"})
+      for (const char* top : {"0", "4"}) {
+        SCOPED_TRACE(fmt::format("eviction {}, delay {}, top {}", eviction, delay, top));
+        const Spec spec = registry().complete(Spec{
+            "attendre", {{"chunk", "6"}, {"memory", "33"}, {"delay", delay}, {"top", top}, {"eviction", eviction}}});
+        const Entry& entry = registry().at("attendre");
+        SmallCall call(2, 4, 2, 101, 101, 16, 8, 9);
+        const Qkv qkv = call.in();
+        SmallCall losses(2, 4, 2, 101, 101, 8, 8, 10);
+        const Tensors in = {{"q", qkv.q}, {"k", qkv.k}, {"v", qkv.v}};
+        const Tensors loss = {{"out", losses.in().q}}, out = {{"out", call.outputs().out}, {"lse", call.outputs().lse}};
+        std::map<std::string, Array> got, want;
+        Tensors to, reference_to;
+        for (const auto& [name, like] : {std::pair{"q", qkv.q}, {"k", qkv.k}, {"v", qkv.v}}) {
+          to[name] = got.emplace(name, make_array(DType::kF32, 4, like.shape)).first->second.view;
+          reference_to[name] = want.emplace(name, make_array(DType::kF64, 4, like.shape)).first->second.view;
+        }
+        Context c = test::context_for(GetParam(), 2);
+        const auto op = registry().make<Operator>(spec);
+        op->backward(in, out, loss, to, c);
+        entry.reference(spec)->backward(in, out, loss, reference_to, c);
+        for (const auto& [name, array] : got) {
+          const View& wanted = want.at(name).view;
+          double most = 0;
+          for (int64_t i = 0; i < wanted.count(); ++i) most = std::max(most, std::abs(value_at(wanted, i)));
+          for (int64_t i = 0; i < wanted.count(); ++i)
+            ASSERT_NEAR(value_at(array.view, i), value_at(wanted, i), bound::gamma(600) * most) << name << " " << i;
+        }
+      }
 }
 
 // Scores closer to each other, and to the mean, than f32 tells apart: decisions are those of the definition.

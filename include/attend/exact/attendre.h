@@ -35,4 +35,13 @@ namespace attend {
 // Only q, k and v of `in` may be given.
 void attendre_attention(const Qkv& in, const AttendreOptions& options, const AttnOut& out, Context& context);
 
+// Writes `grad_in`, those of q, k and v, from the gradients of out and lse: softmax attention's, of each query over the
+// keys that it retrieves. Which those are has no derivative.
+//
+// Source   the derivative of the definition
+// Cost     the stream once more, with 2 (3 D + 2 Dv) flops for each query and key in memory; memory twice as much
+// Errors   as above
+void attendre_attention_backward(const Qkv& in, const AttendreOptions& options, const AttnOutGrad& grad_out,
+                                 const AttnGrad& grad_in, Context& context);
+
 }  // namespace attend
