@@ -19,14 +19,29 @@ constexpr Port kOut[] = {port::kOut};
 constexpr Paper kPapers[] = {
     {"How to Capture Higher-order Correlations? Generalizing Matrix Softmax Attention to Kronecker Computation",
      "2310.04064", "034"}};
-constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"};
+constexpr std::string_view kForms[] = {"parallel"}, kPatterns[] = {"full", "causal", "self", "cross", "grouped"},
+                           kGradients[] = {"q", "k", "k2", "v", "v2"};
 
 TensorOptions options_from(const Spec& spec) {
   return {.causal = spec.flag("causal"), .scale = spec.real("scale"), .order = spec.integer("order")};
 }
 
+// Weights of all pairs of a query sum to 1, and err by `relative`; a key gathers from all queries of its heads.
+double gradient_bound(const bound::SoftmaxNorms& n, const Tensors& in, std::string_view port, double first,
+                      double relative) {
+  const View q = array(in, "q", "tensor"), k = array(in, "k", "tensor"), k2 = array(in, "k2", "tensor"),
+             v2 = array(in, "v2", "tensor"), d_out = array(in, "grad out", "tensor");
+  const double rows = static_cast<double>(q.shape[2] * (q.shape[1] / k.shape[1])), loss = exact::largest_row(d_out),
+               slope = 2 * loss * first * exact::largest_row(v2),
+               all = relative + bound::gamma(static_cast<int64_t>(rows) + n.keys + v2.shape[3] + 16),
+               x = exact::largest(q), y = exact::largest(k), z = exact::largest(k2);
+  if (port == "q") return n.scale * y * z * slope * all + 1e-37;
+  if (port == "k") return n.scale * x * z * rows * slope * all + 1e-37;
+  if (port == "k2") return n.scale * x * y * rows * slope * all + 1e-37;
+  return rows * exact::largest(d_out) * (port == "v" ? exact::largest(v2) : first) * all + 1e-37;
+}
+
 double error_bound(const Spec& spec, const Tensors& in, std::string_view output) {
-  if (output != "out") return std::numeric_limits<double>::quiet_NaN();
   const View k2 = array(in, "k2", "tensor"), v2 = array(in, "v2", "tensor");
   bound::SoftmaxNorms n = softmax_norms(spec, in);
   const double first = n.value, keys = exact::largest(array(in, "k", "tensor"));
@@ -43,9 +58,16 @@ double error_bound(const Spec& spec, const Tensors& in, std::string_view output)
       most += term;
     }
     const double steps = 2 * static_cast<double>(n.keys) + 1e4;
+    // The slope of P is at most `most`, and the least P above 1/4.
+    if (output != "out")
+      return gradient_bound(n, in, output.substr(5), first,
+                            4 * most * (20 * bound::kEpsilon + 64 * steps * 0x1p-53 * most * most));
     return first * n.value * (2 * bound::kEpsilon + 8 * steps * 0x1p-53 * most * most) + 1e-37;
   }
   const double weight = 2 * bound::softmax_lse(n) + 8 * bound::kEpsilon + bound::gamma(n.keys + 8);
+  if (output != "out")
+    return gradient_bound(n, in, output.substr(5), first,
+                          2 * weight + 4 * bound::softmax_weight(n) + 2 * exact::sum_error(n.keys));
   return first * bound::softmax(n) + first * n.value * (weight + 2 * bound::kEpsilon) + 1e-37;
 }
 
@@ -65,10 +87,9 @@ constexpr Entry kTensor = {
     .traits = {.exact_for = "every input with order = 0; bounded entries otherwise",
                .forms = kForms,
                .patterns = kPatterns,
-               .same_bits = SameBits::kAny},
-    .notes =
-        "Cubic with order = 0. The polynomial form takes C(D + 2 order, 2 order) * Dv sums: for narrow heads. Forward "
-        "only.",
+               .same_bits = SameBits::kAny,
+               .gradients = kGradients},
+    .notes = "Cubic with order = 0. The polynomial form takes C(D + 2 order, 2 order) * Dv sums: for narrow heads.",
     .make = [](const Spec& spec) -> std::unique_ptr<Component> {
       return exact::function_operator(
           "tensor", kIn, kOut,
@@ -76,6 +97,13 @@ constexpr Entry kTensor = {
             tensor_attention(
                 {.q = qkv.q, .k = qkv.k, .k2 = array(in, "k2", "tensor"), .v = qkv.v, .v2 = array(in, "v2", "tensor")},
                 o, out.out, context);
+          },
+          [o = options_from(spec)](const Qkv& qkv, const Tensors& in, const AttnOut&, const AttnOutGrad& grad_out,
+                                   const Tensors& grad_in, Context& context) {
+            auto to = [&](std::string_view name) { return array(grad_in, name, "tensor"); };
+            tensor_attention_backward(
+                {.q = qkv.q, .k = qkv.k, .k2 = array(in, "k2", "tensor"), .v = qkv.v, .v2 = array(in, "v2", "tensor")},
+                o, grad_out.out, {to("q"), to("k"), to("k2"), to("v"), to("v2")}, context);
           });
     },
     .reference = [](const Spec& spec) { return make_tensor_reference(options_from(spec)); },

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <vector>
 
-#include "reference/inputs.h"
+#include "reference/gradients.h"
 
 namespace attend {
 namespace {
@@ -29,53 +29,138 @@ class TensorReference : public Operator {
   }
 
   void forward(const Tensors& in, const Tensors& out, Form, Context&) const override {
-    const View &q = reference::required(in, "q"), &k = reference::required(in, "k"),
-               &result = reference::required(out, "out");
-    const double scale = o_.scale == 0 ? 1 / std::sqrt(static_cast<double>(q.shape[3])) : o_.scale;
+    const View& result = reference::required(out, "out");
     const size_t dv = static_cast<size_t>(result.shape[3]);
-    for (int64_t b = 0; b < q.shape[0]; ++b)
-      for (int64_t h = 0; h < q.shape[1]; ++h) {
-        const int64_t shared = h / (q.shape[1] / k.shape[1]);
-        const Rows queries = rows_of(q, b, h), k1 = rows_of(k, b, shared),
-                   v1 = rows_of(reference::required(in, "v"), b, shared),
-                   k2 = rows_of(reference::required(in, "k2"), b, shared),
-                   v2 = rows_of(reference::required(in, "v2"), b, shared);
-        for (int64_t i = 0; i < q.shape[2]; ++i) {
-          const int64_t position = reference::query_position(in, b, i);
-          const size_t seen =
-              o_.causal ? static_cast<size_t>(std::max<int64_t>(0, std::min(position + 1, k.shape[2]))) : k1.size();
-          auto score = [&](size_t j, size_t l) {
-            double s = 0;
-            for (size_t c = 0; c < k1[j].size(); ++c) s += queries[static_cast<size_t>(i)][c] * k1[j][c] * k2[l][c];
-            return scale * s;
-          };
-          double top = -1e300;
-          for (size_t j = 0; j < seen && o_.order == 0; ++j)
-            for (size_t l = 0; l < seen; ++l) top = std::max(top, score(j, l));
-          std::vector<double> sum(dv, 0);
-          double total = 0;
-          for (size_t j = 0; j < seen; ++j)
-            for (size_t l = 0; l < seen; ++l) {
-              const double w = weight(score(j, l), top);
-              total += w;
-              for (size_t c = 0; c < dv; ++c) sum[c] += w * v1[j][c] * v2[l][c];
-            }
-          for (size_t c = 0; c < dv; ++c)
-            reference::store(result, {b, h, i, static_cast<int64_t>(c)}, seen == 0 ? 0 : sum[c] / total);
+    each_query(in, [&](const Block& block) {
+      std::vector<double> sum(dv, 0);
+      for (size_t j = 0; j < block.seen; ++j)
+        for (size_t l = 0; l < block.seen; ++l) {
+          const double w = block.head.weight(block.score(j, l));
+          for (size_t c = 0; c < dv; ++c) sum[c] += w * block.head.v1[j][c] * block.head.v2[l][c];
         }
+      for (size_t c = 0; c < dv; ++c)
+        reference::store(result, {block.head.b, block.head.h, block.i, static_cast<int64_t>(c)},
+                         block.seen == 0 ? 0 : sum[c] / block.total);
+    });
+  }
+
+  // d out / d w[j,l] = (v[j] * v2[l] - out) / sum of w.
+  void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
+                Context&) const override {
+    using reference::optional;
+    const View &d_out = reference::required(grad_out, "out"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k"),
+               dk2 = optional(grad_in, "k2"), dv = optional(grad_in, "v"), dv2 = optional(grad_in, "v2");
+    for (const View& grad : {dq, dk, dk2, dv, dv2}) reference::clear(grad);
+    each_query(in, [&](const Block& block) {
+      const Head& head = block.head;
+      const std::vector<double>& q = head.queries[static_cast<size_t>(block.i)];
+      std::vector<double> loss, query(q.size(), 0);
+      for (int64_t c = 0; c < d_out.shape[3]; ++c) loss.push_back(element(d_out, {head.b, head.h, block.i, c}));
+      Rows gain(block.seen, std::vector<double>(block.seen)),
+          score = gain, second_keys(block.seen, query), second_values(block.seen, std::vector<double>(loss.size(), 0));
+      double mean = 0;
+      for (size_t j = 0; j < block.seen; ++j)
+        for (size_t l = 0; l < block.seen; ++l) {
+          score[j][l] = block.score(j, l);
+          for (size_t c = 0; c < loss.size(); ++c) gain[j][l] += loss[c] * head.v1[j][c] * head.v2[l][c];
+          mean += head.weight(score[j][l]) / block.total * gain[j][l];
+        }
+      for (size_t j = 0; j < block.seen; ++j) {
+        std::vector<double> keys(q.size(), 0), values(loss.size(), 0);  // second ones, weighted
+        for (size_t l = 0; l < block.seen; ++l) {
+          const double w = head.weight(score[j][l]) / block.total,
+                       ds = head.scale * head.slope(score[j][l]) / block.total * (gain[j][l] - mean);
+          for (size_t c = 0; c < q.size(); ++c) {
+            keys[c] += ds * head.k2[l][c];
+            second_keys[l][c] += ds * q[c] * head.k1[j][c];
+          }
+          for (size_t c = 0; c < loss.size(); ++c) {
+            values[c] += w * head.v2[l][c];
+            second_values[l][c] += w * head.v1[j][c];
+          }
+        }
+        for (size_t c = 0; c < q.size(); ++c) query[c] += head.k1[j][c] * keys[c], keys[c] *= q[c];
+        for (size_t c = 0; c < loss.size(); ++c) values[c] *= loss[c];
+        add_row(dk, head.b, head.shared, j, keys);
+        add_row(dv, head.b, head.shared, j, values);
       }
+      add_row(dq, head.b, head.h, static_cast<size_t>(block.i), query);
+      for (size_t l = 0; l < block.seen; ++l) {
+        for (size_t c = 0; c < loss.size(); ++c) second_values[l][c] *= loss[c];
+        add_row(dk2, head.b, head.shared, l, second_keys[l]);
+        add_row(dv2, head.b, head.shared, l, second_values[l]);
+      }
+    });
   }
 
  private:
-  // exp up to a factor of the row, or its Taylor polynomial.
-  double weight(double s, double top) const {
-    if (o_.order == 0) return std::exp(s - top);
-    double term = 1, sum = 1;
-    for (int64_t m = 1; m <= 2 * o_.order; ++m) {
-      term *= s / static_cast<double>(m);
-      sum += term;
+  static void add_row(const View& to, int64_t b, int64_t h, size_t row, const std::vector<double>& from) {
+    for (size_t c = 0; c < from.size(); ++c)
+      reference::add(to, {b, h, static_cast<int64_t>(row), static_cast<int64_t>(c)}, from[c]);
+  }
+
+  struct Head {
+    int64_t b, h, shared, order;
+    double scale;
+    Rows queries, k1, v1, k2, v2;
+    double top = 0;  // of the query at hand
+
+    // exp up to a factor of the row, or its Taylor polynomial; and its derivative.
+    double weight(double s) const { return order == 0 ? std::exp(s - top) : polynomial(s, 2 * order); }
+    double slope(double s) const { return order == 0 ? std::exp(s - top) : polynomial(s, 2 * order - 1); }
+
+    static double polynomial(double s, int64_t degree) {
+      double term = 1, sum = 1;
+      for (int64_t m = 1; m <= degree; ++m) {
+        term *= s / static_cast<double>(m);
+        sum += term;
+      }
+      return sum;
     }
-    return sum;
+  };
+  struct Block {
+    const Head& head;
+    int64_t i;
+    size_t seen;
+    double total = 0;
+
+    double score(size_t j, size_t l) const {
+      double s = 0;
+      for (size_t c = 0; c < head.k1[j].size(); ++c)
+        s += head.queries[static_cast<size_t>(i)][c] * head.k1[j][c] * head.k2[l][c];
+      return head.scale * s;
+    }
+  };
+
+  template <class F>
+  void each_query(const Tensors& in, F f) const {
+    const View &q = reference::required(in, "q"), &k = reference::required(in, "k");
+    for (int64_t b = 0; b < q.shape[0]; ++b)
+      for (int64_t h = 0; h < q.shape[1]; ++h) {
+        const int64_t shared = h / (q.shape[1] / k.shape[1]);
+        Head head{b,
+                  h,
+                  shared,
+                  o_.order,
+                  reference::scale_of(o_.scale, q.shape[3]),
+                  rows_of(q, b, h),
+                  rows_of(k, b, shared),
+                  rows_of(reference::required(in, "v"), b, shared),
+                  rows_of(reference::required(in, "k2"), b, shared),
+                  rows_of(reference::required(in, "v2"), b, shared)};
+        for (int64_t i = 0; i < q.shape[2]; ++i) {
+          const int64_t position = reference::query_position(in, b, i);
+          Block block{head, i,
+                      o_.causal ? static_cast<size_t>(std::max<int64_t>(0, std::min(position + 1, k.shape[2])))
+                                : head.k1.size()};
+          head.top = -1e300;
+          for (size_t j = 0; j < block.seen && o_.order == 0; ++j)
+            for (size_t l = 0; l < block.seen; ++l) head.top = std::max(head.top, block.score(j, l));
+          for (size_t j = 0; j < block.seen; ++j)
+            for (size_t l = 0; l < block.seen; ++l) block.total += head.weight(block.score(j, l));
+          f(block);
+        }
+      }
   }
 
   TensorOptions o_;

@@ -33,4 +33,22 @@ int64_t tensor_features(int64_t d, int64_t order);
 
 void tensor_attention(const TensorIn& in, const TensorOptions& options, const View& out, Context& context);
 
+// Gradients, each written whole; null where not wanted.
+struct TensorGrad {
+  View q, k, k2, v, v2;  // as their arguments, f32
+};
+
+// Writes `grad_in` from the gradient of out, [B,Hq,Tq,Dv] f32; the weights are computed again. With g[j,l] =
+// dO[i] . (v[j] * v2[l]):
+//
+//   ds[i,j,l] = w[i,j,l] (g[j,l] - sum of w g)     (P'(s) / sum of P in place of w with order > 0)
+//   dq[i] = scale sum_{j,l} ds k[j] * k2[l], and likewise k and k2;   dv[j] = sum_{i,l} w dO[i] * v2[l], likewise v2
+//
+// Source   the derivative of the definition
+// Cost     exact: that of softmax attention's both passes over all pairs, a query at a time; order > 0: 20 F Dv flops a
+//          token. Memory twice that of tensor_attention. Never Tk * Tk.
+// Errors   as above, and for a gradient that is not of its argument's shape
+void tensor_attention_backward(const TensorIn& in, const TensorOptions& options, const View& grad_out,
+                               const TensorGrad& grad_in, Context& context);
+
 }  // namespace attend
