@@ -9,6 +9,7 @@
 #include "attend/simd/isa.h"
 #include "exact/dcmha_compose.h"
 #include "exact/dense_rows.h"
+#include "exact/lane_sum.h"
 #include "exact/row_backward.h"
 #include "exact/score_gradients.h"
 
@@ -20,20 +21,6 @@ constexpr int64_t kRows = 4, kSlices = 8;
 
 std::vector<float> floats(int64_t n) {
   return std::vector<float>(static_cast<size_t>(n), 0.0f);
-}
-
-// In 16 lanes.
-[[gnu::always_inline]] inline float dot_of(const float* a, const float* b, int64_t n) {
-  float lane[16] = {};
-  int64_t j = 0;
-  for (; j + 16 <= n; j += 16) {
-#pragma omp simd
-    for (int l = 0; l < 16; ++l) lane[l] += a[j + l] * b[j + l];
-  }
-  for (; j < n; ++j) lane[j % 16] += a[j] * b[j];
-  for (int half = 8; half; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
 }
 
 // The map that takes gradients back: factors in and out change places.
@@ -103,7 +90,7 @@ struct PullFactors {
         float* gate = key_sum(2 * ranks, h) + first;
 #pragma omp simd
         for (int64_t j = 0; j < columns; ++j) gate[j] += in[j] * out[j];
-        add(to.qd, {b, i}, h, dot_of(in, out, columns));
+        add(to.qd, {b, i}, h, exact::lane_dot(in, out, columns));
         for (int64_t r = 0; r < ranks; ++r) {
           float *k1 = key_sum(r, h) + first, *k2 = key_sum(ranks + r, h) + first;
           const float *by_k1 = sum[1][r], *by_k2 = sum[3][r];
@@ -112,11 +99,11 @@ struct PullFactors {
             k1[j] += by_k2[j] * in[j];
             k2[j] += by_k1[j] * out[j];
           }
-          add(to.q1, {b, i, r}, h, dot_of(sum[2][r], in, columns));
-          add(to.q2, {b, i, r}, h, dot_of(sum[0][r], out, columns));
+          add(to.q1, {b, i, r}, h, exact::lane_dot(sum[2][r], in, columns));
+          add(to.q2, {b, i, r}, h, exact::lane_dot(sum[0][r], out, columns));
         }
         for (int64_t g = 0; to.w.data && g < heads; ++g)
-          sums.w[static_cast<size_t>(g * heads + h)] += dot_of(x + g * head_stride + first, out, columns);
+          sums.w[static_cast<size_t>(g * heads + h)] += exact::lane_dot(x + g * head_stride + first, out, columns);
       }
     }
   }
@@ -129,7 +116,7 @@ struct PullSoftmax {
   int64_t n;
 
   [[gnu::always_inline]] inline void run() const {
-    const float mean = dot_of(a, d, n);
+    const float mean = exact::lane_dot(a, d, n);
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) d[j] = a[j] * (d[j] - mean);
   }

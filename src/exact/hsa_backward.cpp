@@ -7,6 +7,7 @@
 #include "attend/tensor/error.h"
 #include "exact/dense_rows.h"
 #include "exact/hsa_tree.h"
+#include "exact/lane_sum.h"
 #include "exact/row_backward.h"
 #include "exact/score_gradients.h"
 
@@ -65,12 +66,6 @@ class Backward : public exact::HeadTree {
   static void join(const float* from, int64_t width, float* to) {
     for (int64_t c = 0; c < width; ++c) to[c] += from[c];
   }
-  static float dot(const float* a, const float* b, int64_t width) {
-    float lane[16] = {}, sum = 0;
-    for (int64_t c = 0; c < width; ++c) lane[c % 16] += a[c] * b[c];
-    for (const float part : lane) sum += part;
-    return sum;
-  }
 
   // mass: the weight that the tokens below a node have together. Leaves in du the gradients of what nodes take from
   // their siblings, and in dmass those of the shares that they keep.
@@ -83,14 +78,14 @@ class Backward : public exact::HeadTree {
     for (int64_t i = 0; i < t_.leaves; ++i) {
       const float* d = d_out.at<float>({b, h, i});
       std::copy_n(d, p_.dv, du_ + i * p_.dv);
-      dmass_[i] = dot(d, v_ + i * p_.dv, p_.dv);
+      dmass_[i] = exact::lane_dot(d, v_ + i * p_.dv, p_.dv);
       for (int64_t c = 0; c < p_.dv; ++c) dv_[i * p_.dv + c] = mass_[i] * d[c];
     }
     for (int64_t n = 0; n < root; ++n) {
       const int64_t up = t_.parent[static_cast<size_t>(n)];
       float* d = du_ + n * p_.dv;
       join(d, p_.dv, du_ + up * p_.dv);
-      dmass_[up] += dot(d, u_ + n * p_.dv, p_.dv) + stay_[n] * dmass_[n];
+      dmass_[up] += exact::lane_dot(d, u_ + n * p_.dv, p_.dv) + stay_[n] * dmass_[n];
       for (int64_t c = 0; c < p_.dv; ++c) d[c] *= mass_[up];
       dmass_[n] *= mass_[up];
     }

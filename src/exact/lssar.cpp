@@ -7,6 +7,7 @@
 #include "attend/simd/hook.h"
 #include "attend/simd/hook_math.h"
 #include "attend/tensor/error.h"
+#include "exact/lane_sum.h"
 #include "exact/pointwise.h"
 #include "exact/row_backward.h"
 #include "exact/score_gradients.h"
@@ -16,21 +17,6 @@ namespace attend {
 namespace {
 
 constexpr std::string_view kOp = "lssar";
-
-// Sum of f(j) over [0, n), in 16 lanes by j mod 16: the result depends on no vector width.
-template <class F>
-[[gnu::always_inline]] inline float sum_of(int64_t n, const F& f) {
-  float lane[16] = {};
-  const int64_t whole = n / 16 * 16;
-  for (int64_t j = 0; j < whole; j += 16) {
-#pragma omp simd
-    for (int l = 0; l < 16; ++l) lane[l] += f(j + l);
-  }
-  for (int64_t j = whole; j < n; ++j) lane[j - whole] += f(j);
-  for (int half = 8; half; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
-}
 
 // x^n for n in 0..63.
 [[gnu::always_inline]] inline float raised(float x, int64_t n) {
@@ -56,7 +42,7 @@ struct Weights {
     float* const x = s;
     const float* const k = inverse_norm;
     const float c = scale;
-    const float first = sum_of(
+    const float first = exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) {
           const float hidden = x[j] < -3e38f ? 0.0f : hook_softplus(c * (x[j] * k[j]));
           x[j] = hidden;
@@ -74,7 +60,7 @@ struct Weights {
     // Powers of the ratio to the largest neither overflow nor, where they matter, underflow.
     const float one = largest > 0 ? 1 / largest : 0.0f;
     const int64_t exponent = power;
-    const float second = sum_of(
+    const float second = exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) {
           x[j] = raised(x[j] * one, exponent);
           return x[j];
@@ -97,7 +83,7 @@ struct Slopes {
     const float* const k = row.inverse_norm;
     const float scale = row.scale, unit = inverse;
     const int64_t n = row.n;
-    const float first = sum_of(
+    const float first = exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) {
           const bool seen = x[j] >= -3e38f;
           c[j] = seen ? x[j] * k[j] * unit : 0.0f;
@@ -112,7 +98,7 @@ struct Slopes {
       return;
     }
     const float by = scale / first;
-    *own = sum_of(
+    *own = exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) {
           const float of_cosine = by * hook_sigmoid(scale * c[j]) * (d[j] - of_shares), slope = of_cosine * c[j];
           to[j] += slope;
@@ -125,7 +111,7 @@ struct Slopes {
   // Softpluses in s to weights, g to gradients of the shares of their sum; gives the mean of these.
   [[gnu::always_inline]] inline float shares(float first) const {
     float *const x = row.s, *const d = g;
-    return sum_of(
+    return exact::lane_sum(
         row.n, [=](int64_t j) __attribute__((always_inline)) {
           x[j] /= first;
           return x[j] * d[j];
@@ -142,7 +128,7 @@ struct Slopes {
       largest = x[j] > largest ? x[j] : largest;
     }
     const float one = largest > 0 ? 1 / largest : 0.0f;
-    const float second = sum_of(
+    const float second = exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) { return x[j] * one * raised(x[j] * one, less); });
     if (!(second > 0)) {
       const float nothing = second == 0 ? 0.0f : second;
@@ -150,11 +136,11 @@ struct Slopes {
       for (int64_t j = 0; j < n; ++j) x[j] = d[j] = nothing;
       return nothing;
     }
-    const float mean = sum_of(
+    const float mean = exact::lane_sum(
         n, [=](int64_t j)
                __attribute__((always_inline)) { return x[j] * one * raised(x[j] * one, less) / second * d[j]; });
     const float by = static_cast<float>(row.power) * one / second;
-    return sum_of(
+    return exact::lane_sum(
         n, [=](int64_t j) __attribute__((always_inline)) {
           const float ratio = x[j] * one, part = raised(ratio, less), share = x[j] + away;
           d[j] = x[j] > 0 ? by * part * (d[j] - mean) : 0.0f;

@@ -3,23 +3,10 @@
 // gradients on the equations of its slope.
 #include <vector>
 
+#include "exact/lane_sum.h"
 #include "exact/rows.h"
 
 namespace attend::exact {
-
-// Sums n numbers in 16 lanes by j mod 16.
-inline float lane_sum(const float* x, int64_t n) {
-  float lane[16] = {};
-  const int64_t whole = n / 16 * 16;
-  for (int64_t j = 0; j < whole; j += 16) {
-#pragma omp simd
-    for (int l = 0; l < 16; ++l) lane[l] += x[j + l];
-  }
-  for (int64_t j = whole; j < n; ++j) lane[j - whole] += x[j];
-  for (int half = 8; half; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
-}
 
 inline double dot(const float* x, const float* y, int64_t n) {
   double sum = 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attend/tensor/error.h"
+#include "exact/lane_sum.h"
 #include "exact/plain.h"
 #include "exact/row_backward.h"
 #include "exact/score_gradients.h"
@@ -65,29 +66,20 @@ struct Soften {
   }
 };
 
-// The gradients g of query i's scores join those of the logarithms, in 16 lanes for its own.
+// The gradients g of query i's scores join those of the logarithms.
 struct GatherLogs {
   const float* g;
   float* to;
   int64_t i, n;
 
   [[gnu::always_inline]] inline void run() const {
-    const float* const from = g;
-    float* const sum = to;
-    float lane[16] = {};
-    int64_t j = i + 1;
-    for (; j + 16 <= n; j += 16) {
-#pragma omp simd
-      for (int64_t l = 0; l < 16; ++l) {
-        sum[j + l] += from[j + l];
-        lane[l] += from[j + l];
-      }
-    }
-    for (; j < n; ++j) {
-      sum[j] += from[j];
-      lane[0] += from[j];
-    }
-    for (const float part : lane) sum[i] -= part;
+    const float* const from = g + i + 1;
+    float* const later = to + i + 1;
+    to[i] -= exact::lane_sum(
+        n - i - 1, [=](int64_t j) __attribute__((always_inline)) {
+          later[j] += from[j];
+          return from[j];
+        });
   }
 };
 
