@@ -78,8 +78,7 @@ class Backward {
  public:
   Backward(const Qkv& in, const exact::Problem& p, const Potentials& potentials, const AttnGrad& grad_in,
            Context& context)
-      : in_(in),
-        p_(p),
+      : p_(p),
         potentials_(potentials),
         grad_in_(grad_in),
         context_(context),
@@ -202,7 +201,6 @@ class Backward {
     add(to);
   }
 
-  const Qkv& in_;
   const exact::Problem& p_;
   const Potentials& potentials_;
   const AttnGrad& grad_in_;
