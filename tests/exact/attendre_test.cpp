@@ -209,10 +209,11 @@ TEST(AttendreCall, RefusesWhatItDoesNotTake) {
   Context c(1);
   SmallCall call(1, 2, 1, 20, 20, 16, 8);
   using Refused = std::pair<const char*, AttendreOptions>;
-  for (const auto& [what, options] :
+  for (const Refused& refused :
        {Refused{"chunk = 0", {.chunk = 0}}, Refused{"memory = -1", {.memory = -1}},
         Refused{"delay = -2", {.delay = -2}}, Refused{"top = -1", {.top = -1}}, Refused{"scale", {.scale = INFINITY}}})
-    expect_error(ErrorKind::kArgument, what, [&] { attendre_attention(call.in(), options, call.outputs(), c); });
+    expect_error(ErrorKind::kArgument, refused.first,
+                 [&] { attendre_attention(call.in(), refused.second, call.outputs(), c); });
   SmallCall other(1, 2, 1, 19, 20, 16, 8);
   expect_error(ErrorKind::kArgument, "as many tokens", [&] { attendre_attention(other.in(), {}, other.outputs(), c); });
   for (float x : call.out) EXPECT_TRUE(std::isnan(x)) << "nothing is written";
