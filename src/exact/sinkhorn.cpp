@@ -35,9 +35,9 @@ class Potentials {
         keys_(in.k.shape[2]),
         size_(p.batch * p.heads * std::max(p.queries, keys_)),
         kept_(keep ? steps + 1 : 2),
+        target_(static_cast<float>(std::log(static_cast<double>(p.queries) / static_cast<double>(keys_)))),
         memory_(std::max<int64_t>(1, size_ * kept_) * 4) {
     const exact::Columns columns(p, in.k, context);
-    const float target = static_cast<float>(std::log(static_cast<double>(p.queries) / static_cast<double>(keys_)));
     std::fill_n(at(0), size_, 0.0f);
     for (int64_t step = 1; step <= steps; ++step) {
       float* to = at(step);
@@ -46,7 +46,7 @@ class Potentials {
         for (int64_t i = 0; i < p.batch * p.heads * p.queries; ++i) to[i] = -to[i];
       } else {
         columns.lse(at(step - 1), to, context);
-        for (int64_t j = 0; j < p.batch * p.heads * keys_; ++j) to[j] = target - to[j];
+        for (int64_t j = 0; j < p.batch * p.heads * keys_; ++j) to[j] = target_ - to[j];
       }
     }
   }
@@ -58,12 +58,21 @@ class Potentials {
     in.bias = dense_view(at(step), DType::kF32, {p_.batch, p_.heads, 1, keys_});
     return in;
   }
+  // The log-sum-exps of a step, in place of its potentials.
+  float* lse(int64_t step) const {
+    float* const x = at(step);
+    const bool of_rows = step % 2 == 1;
+    for (int64_t n = 0; n < p_.batch * p_.heads * (of_rows ? p_.queries : keys_); ++n)
+      x[n] = of_rows ? -x[n] : target_ - x[n];
+    return x;
+  }
   View rows(float* x) const { return dense_view(x, DType::kF32, {p_.batch, p_.heads, p_.queries}); }
 
  private:
   const Qkv& in_;
   const exact::Problem& p_;
   int64_t keys_, size_, kept_;
+  float target_;  // ln(Tq / Tk)
   Buffer memory_;
 };
 
@@ -73,7 +82,7 @@ float row_factor(float lse, float f) {
 }
 
 // Steps from the last back to the first: each is a log-sum-exp, so its gradients are those of softmax attention from
-// the gradient of lse alone.
+// the gradient of lse alone. That reads lse and no out, for which any room of its shape does.
 class Backward {
  public:
   Backward(const Qkv& in, const exact::Problem& p, const Potentials& potentials, const AttnGrad& grad_in,
@@ -86,15 +95,14 @@ class Backward {
         rows_(p.batch * p.heads * p.queries),
         columns_(p.batch * p.heads * keys_),
         wide_k_(exact::widened(in.k, wide_memory_, context)),
-        memory_((rows_ * (p.d + p.dv + 3) + columns_ * 3 + p.batch * p.kv_heads * keys_ * (p.d + 1)) * 4) {
+        memory_((rows_ * (p.d + p.dv + 3) + columns_ * 2 + p.batch * p.kv_heads * keys_ * p.d) * 4) {
     float* next = memory_.as<float>();
     auto take = [&](float*& to, int64_t count) {
       to = next;
       next += count;
     };
     take(dq_, rows_ * p.d), take(out_, rows_ * p.dv), take(lse_, rows_), take(df_, rows_), take(df_more_, rows_);
-    take(dg_, columns_), take(away_, columns_), take(column_lse_, columns_);
-    take(dk_, p.batch * p.kv_heads * keys_ * p.d), take(column_out_, p.batch * p.kv_heads * keys_);
+    take(dg_, columns_), take(away_, columns_), take(dk_, p.batch * p.kv_heads * keys_ * p.d);
   }
 
   void run(int64_t iterations, const View& grad_out) {
@@ -165,6 +173,7 @@ class Backward {
   // g = target - lse over queries: from dg_ to df_, those of the f of the step before.
   void columns_step(int64_t step) {
     for (int64_t j = 0; j < columns_; ++j) away_[j] = -dg_[j];
+    float* const lse = potentials_.lse(step);
     for (int64_t g = 0; g < p_.group; ++g) {
       const View q = exact::heads_of(p_.q, g, p_);
       View none = q;  // values that no gradient asks for
@@ -177,9 +186,8 @@ class Backward {
         return view;
       };
       const Qkv turned{.q = wide_k_, .k = q, .v = none, .bias = of_head(potentials_.at(step - 1), p_.queries, true)};
-      const AttnOut forward{dense_view(column_out_, DType::kF32, {p_.batch, p_.kv_heads, keys_, 1}),
-                            of_head(column_lse_, keys_, false)};
-      softmax_attention(turned, {.scale = p_.scale}, forward, context_);
+      const AttnOut forward{dense_view(away_, DType::kF32, {p_.batch, p_.kv_heads, keys_, 1}),
+                            of_head(lse, keys_, false)};
       const AttnGrad own = room({});
       softmax_attention_backward(
           turned, {.scale = p_.scale}, forward, {.lse = of_head(away_, keys_, false)},
@@ -194,8 +202,7 @@ class Backward {
     for (int64_t i = 0; i < rows_; ++i) df_more_[i] = -df_[i];
     Qkv in = potentials_.biased(step - 1);
     in.v.shape[3] = 1;
-    const AttnOut forward{with_width(out_, 1), of_rows(lse_)};
-    softmax_attention(in, {.scale = p_.scale}, forward, context_);
+    const AttnOut forward{with_width(df_more_, 1), of_rows(potentials_.lse(step))};
     const AttnGrad to = room(bias_of(dg_, step - 1));
     softmax_attention_backward(in, {.scale = p_.scale}, forward, {.lse = of_rows(df_more_)}, to, context_);
     add(to);
@@ -209,7 +216,7 @@ class Backward {
   Buffer wide_memory_;
   View wide_k_;
   Buffer memory_;
-  float *dq_, *out_, *lse_, *df_, *df_more_, *dg_, *away_, *column_lse_, *dk_, *column_out_;
+  float *dq_, *out_, *lse_, *df_, *df_more_, *dg_, *away_, *dk_;
 };
 
 }  // namespace

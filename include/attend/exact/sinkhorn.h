@@ -33,7 +33,7 @@ void sinkhorn_attention(const Qkv& in, const SinkhornOptions& options, const Vie
 //   of f[i] = -lse, likewise with rows and columns exchanged
 //
 // Source   the derivative of the definition, through all iterations
-// Cost     two passes of softmax attention and one of its backward pass each iteration; memory O(B Hq (iterations (Tq +
+// Cost     a pass of softmax attention and one of its backward pass each iteration; memory O(B Hq (iterations (Tq +
 //          Tk) + Tq (D + Dv)) + B Hkv Tk D)
 // Errors   as above, and for a gradient that is not of its argument's shape
 void sinkhorn_attention_backward(const Qkv& in, const SinkhornOptions& options, const View& grad_out,
