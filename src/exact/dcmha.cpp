@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <limits>
-
 #include "attend/tensor/error.h"
 #include "exact/dcmha_compose.h"
 
@@ -11,7 +9,6 @@ namespace attend {
 namespace {
 
 constexpr std::string_view kOp = "dcmha";
-constexpr int64_t kRows = 4;
 
 [[noreturn]] void refuse(std::string_view argument, std::string_view got, std::string_view rule) {
   throw Error(ErrorKind::kArgument, kOp, argument, got, rule);
@@ -49,74 +46,13 @@ void check_apart(const Compose& c, const exact::Problem& p, const View& out) {
       {out}, kOp);
 }
 
-// All heads of a few queries of one batch entry.
-class Block {
- public:
-  Block(const exact::Problem& p, const DenseKernels& kernels, Isa isa, const std::vector<exact::PackedHead>& heads,
-        const exact::Composer& pre, const exact::Composer& post, int64_t keys)
-      : p_(p), kernels_(kernels), isa_(isa), heads_(heads), pre_(pre), post_(post), stride_(exact::padded_keys(keys)) {
-    q_ = Buffer(kRows * p.d * 4);
-    s_ = Buffer(std::max<int64_t>(1, p.heads * kRows * stride_) * 4);
-    scratch_ = Buffer(p.heads * kPanelKeys * 4);
-  }
+// What one thread needs.
+struct Worker {
+  exact::ComposedRows rows;
+  Buffer q, s;
 
-  void run(int64_t b, int64_t first, int64_t rows, const View& out) {
-    const exact::Keys& keys = exact::keys_of(p_, b, 0);
-    int64_t ends[kRows], last = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      ends[r] = exact::hide(p_, keys, b, first + r, score(0, r));  // only for its result: scores come next
-      last = std::max(last, ends[r]);
-    }
-    for (int64_t h = 0; h < p_.heads; ++h) {
-      float* q = q_.as<float>();
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* from = p_.q.at<float>({b, h, first + r});
-        for (int64_t c = 0; c < p_.d; ++c) q[r * p_.d + c] = from[c] * p_.scale;
-      }
-      for (int64_t panel = 0; panel < exact::panel_count(last); ++panel)
-        kernels_.dots(q, p_.d, rows, p_.d, head(b, h).panel(panel), score(h, 0) + panel * kPanelKeys, stride_);
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r, n = ends[r], head_stride = kRows * stride_;
-      exact::run_under(isa_, exact::ComposeRow{pre_, b, i, score(0, r), head_stride, n, scratch_.as<float>()});
-      for (int64_t h = 0; h < p_.heads; ++h) {
-        float most, *s = score(h, r);
-        exact::hide(p_, keys, b, i, s);
-        if (p_.bias.data) {
-          const float* bias = p_.bias.at<float>({b, h, i});
-          for (int64_t j = 0; j < n; ++j)
-            if (s[j] != kHidden) s[j] += bias[j * p_.bias.stride[3]];
-        }
-        const float sum = kernels_.exponentials(s, n, &most);
-        for (int64_t j = 0; j < n && sum != 0; ++j) s[j] /= sum;
-      }
-      exact::run_under(isa_, exact::ComposeRow{post_, b, i, score(0, r), head_stride, n, scratch_.as<float>()});
-      for (int64_t h = 0; h < p_.heads; ++h) {
-        float *s = score(h, r), *to = out.at<float>({b, h, i});
-        exact::hide(p_, keys, b, i, s);
-        for (int64_t j = 0; j < n; ++j)
-          if (s[j] == kHidden) s[j] = 0;
-        std::fill_n(to, p_.dv, 0.0f);
-        kernels_.add_rows(s, 0, 1, n, head(b, h).values(), p_.dv, p_.dv, to, 0);
-      }
-    }
-  }
-
- private:
-  static constexpr float kHidden = -std::numeric_limits<float>::infinity();
-
-  float* score(int64_t h, int64_t r) const { return s_.as<float>() + (h * kRows + r) * stride_; }
-  const exact::PackedHead& head(int64_t b, int64_t h) const {
-    return heads_[static_cast<size_t>(b * p_.kv_heads + h / p_.group)];
-  }
-
-  const exact::Problem& p_;
-  const DenseKernels& kernels_;
-  Isa isa_;
-  const std::vector<exact::PackedHead>& heads_;
-  const exact::Composer &pre_, &post_;
-  int64_t stride_;
-  Buffer q_, s_, scratch_;
+  Worker(const exact::Problem& p, int64_t keys, Isa isa)
+      : rows(p, keys, isa), q(p.heads * exact::ComposedRows::kRows * p.d * 4), s(rows.size() * 4) {}
 };
 
 }  // namespace
@@ -143,22 +79,38 @@ void dcmha_attention(const DcmhaIn& in, const DcmhaOptions& options, const View&
   const DenseKernels& kernels = dense_kernels(isa);
   const int64_t keys = in.attention.k.shape[2];
   exact::Composer pre(in.pre, p.heads, keys, p.batch), post(in.post, p.heads, keys, p.batch);
-  std::vector<exact::PackedHead> heads(p.keys.size());
-  for (size_t h = 0; h < heads.size(); ++h) heads[h].reserve(p.keys[h].count(), p.d, p.dv);
-  parallel_for(context.threads, p.batch * p.kv_heads, [&](int64_t task, int) {
-    heads[static_cast<size_t>(task)].load(kernels, p.keys[static_cast<size_t>(task)], 0);
-  });
+  const std::vector<exact::PackedHead> heads = exact::packed_heads(p, kernels, false, context);
   parallel_for(context.threads, p.batch, [&](int64_t b, int) {
     pre.turn(b);
     post.turn(b);
   });
+  constexpr int64_t kRows = exact::ComposedRows::kRows;
   const int64_t blocks = (p.queries + kRows - 1) / kRows;
-  std::vector<Block> workers;
-  for (int t = 0; t < context.threads; ++t) workers.emplace_back(p, kernels, isa, heads, pre, post, keys);
+  std::vector<Worker> workers;
+  for (int t = 0; t < context.threads; ++t) workers.emplace_back(p, keys, isa);
   parallel_for(context.threads, p.batch * blocks, [&](int64_t task, int worker) {
     if (context.stop.stop_requested()) return;
-    const int64_t first = task % blocks * kRows;
-    workers[static_cast<size_t>(worker)].run(task / blocks, first, std::min(kRows, p.queries - first), out);
+    Worker& w = workers[static_cast<size_t>(worker)];
+    exact::ComposedRows& rows = w.rows;
+    float* const s = w.s.as<float>();
+    const int64_t b = task / blocks, first = task % blocks * kRows, count = std::min(kRows, p.queries - first);
+    auto head = [&](int64_t h) -> const exact::PackedHead& {
+      return heads[static_cast<size_t>(b * p.kv_heads + h / p.group)];
+    };
+    rows.start(b, first, count);
+    rows.dots(
+        p.q, p.scale, [&](int64_t h) { return head(h).panel(0); }, w.q.as<float>(), s);
+    for (int64_t r = 0; r < count; ++r) {
+      rows.weigh(pre, r, s);
+      rows.compose(post, r, s);
+      const auto [begin, end] = rows.seen(r);
+      for (int64_t h = 0; h < p.heads; ++h) {
+        float* to = out.at<float>({b, h, first + r});
+        std::fill_n(to, p.dv, 0.0f);
+        kernels.add_rows(rows.at(s, h, r) + begin, 0, 1, end - begin, head(h).values() + begin * p.dv, p.dv, p.dv, to,
+                         0);
+      }
+    }
   });
   context.throw_if_stopped();
 }

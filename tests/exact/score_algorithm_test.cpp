@@ -168,5 +168,67 @@ TEST_P(ScoreAlgorithms, DcmhaWithoutFactorsIsSoftmaxAttentionAndItsMapMixesHeads
     }
 }
 
+TEST_P(ScoreAlgorithms, DcmhaTakesNothingFromKeysThatNoQuerySees) {
+  constexpr int64_t kHeads = 4, kQueries = 9, kKeys = 70, kBegin = 50, kEnd = 61;  // queries at 52 .. 60 see these
+  test::SmallCall call(1, kHeads, 2, kQueries, kKeys, 16, 8);
+  std::vector<int32_t> documents(kKeys, 1), positions(kQueries);
+  std::fill_n(documents.begin(), kBegin, 0);
+  std::iota(positions.begin(), positions.end(), 52);
+  Qkv in = call.in();
+  in.documents = dense_view(documents.data(), DType::kI32, {1, kKeys});
+  in.q_positions = dense_view(positions.data(), DType::kI32, {1, kQueries});
+  std::vector<float> of_queries = test::normals(kQueries * 3 * kHeads, 1),
+                     of_keys = test::normals(kKeys * 3 * kHeads, 2), map = test::normals(kHeads * kHeads, 3),
+                     d_out = test::normals(kHeads * kQueries * 8, 4);
+  // Factors in and out with two ranks and gates, side by side.
+  auto part = [](std::vector<float>& x, int64_t tokens, int64_t first, int64_t ranks) {
+    View view = dense_view(x.data() + first * kHeads, DType::kF32, {1, tokens, ranks, kHeads});
+    view.stride[1] = 3 * kHeads;
+    if (ranks == 1) view.rank = 3, view.shape[2] = kHeads, view.stride[2] = 1;
+    return view;
+  };
+  auto side = [&](int64_t first) {
+    return Compose{.q1 = part(of_queries, kQueries, first, 2),
+                   .q2 = part(of_queries, kQueries, 1 - first, 2),
+                   .qd = part(of_queries, kQueries, 2, 1),
+                   .k1 = part(of_keys, kKeys, first, 2),
+                   .k2 = part(of_keys, kKeys, 1 - first, 2),
+                   .kd = part(of_keys, kKeys, 2, 1),
+                   .w = dense_view(map.data(), DType::kF32, {kHeads, kHeads})};
+  };
+  const DcmhaIn all{in, side(0), side(1)};
+  Context context = this->context();
+  // Out and all gradients.
+  auto run = [&] {
+    std::vector<float> results(8000, 0.0f);
+    float* next = results.data();
+    auto like = [&](const View& x) {
+      const View to = dense_view(next, DType::kF32, x.rank, x.shape);
+      next += x.count();
+      return to;
+    };
+    auto like_side = [&](const Compose& c) {
+      return Compose{like(c.q1), like(c.q2), like(c.qd), like(c.k1), like(c.k2), like(c.kd), like(c.w)};
+    };
+    const View out = like(call.outputs().out);
+    dcmha_attention(all, {.causal = true}, out, context);
+    dcmha_attention_backward(all, {.causal = true}, dense_view(d_out.data(), DType::kF32, 4, out.shape),
+                             {like(in.q), like(in.k), like(in.v), like_side(all.pre), like_side(all.post)}, context);
+    return results;
+  };
+  const std::vector<float> want = run();
+  for (const float impossible : {NAN, INFINITY, -INFINITY}) {
+    for (int64_t j = 0; j < kKeys; ++j) {
+      if (j >= kBegin && j < kEnd) continue;
+      for (int64_t h = 0; h < 2; ++h) {
+        std::fill_n(call.k.begin() + (h * kKeys + j) * 16, 16, impossible);
+        std::fill_n(call.v.begin() + (h * kKeys + j) * 8, 8, impossible);
+      }
+      std::fill_n(of_keys.begin() + j * 3 * kHeads, 3 * kHeads, impossible);
+    }
+    EXPECT_EQ(run(), want) << impossible;
+  }
+}
+
 }  // namespace
 }  // namespace attend

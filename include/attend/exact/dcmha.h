@@ -51,8 +51,9 @@ struct DcmhaGrad {
 //   dk1, dk2, dkd likewise, summed over i; dw[g,h] = sum over pairs of x[g] dy[h]
 //
 // Source   the derivative of the definition
-// Cost     for each visible pair and head 2 (3 D + 2 Dv) + 80 R + 20 flops (and 12 Hq with w). Memory: packed keys and
-//          values, and eight times the gradients of what belongs to keys, for eight slices of the queries
+// Cost     for each visible pair and head 2 (3 D + 2 Dv) + 32 R + 12 flops (and 8 Hq with w), and 16 R + 4 (and 2 Hq)
+//          more for each side of whose factors a gradient is wanted. Memory: packed keys and values, and eight times the
+//          gradients of what belongs to keys, for eight slices of the queries
 // Errors   as above, and for a gradient that is not of its argument's shape
 void dcmha_attention_backward(const DcmhaIn& in, const DcmhaOptions& options, const View& grad_out,
                               const DcmhaGrad& grad_in, Context& context);
