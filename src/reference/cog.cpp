@@ -64,26 +64,23 @@ class CogReference : public Operator {
   template <class F>
   void each_row(const Tensors& in, F f) const {
     const View& q = required(in, "q");
-    for (int64_t b = 0; b < q.shape[0]; ++b)
-      for (int64_t h = 0; h < q.shape[1]; ++h)
-        for (int64_t i = 0; i < q.shape[2]; ++i) {
-          const Keys keys(in, b, h, q.shape[1], q.shape[0]);
-          const Query at{b, h, i, query_position(in, b, i), keys};
-          CogRow row;
-          double top = 0, sum = 0;
-          for (int64_t j = 0; j < keys.count; ++j) {
-            if (o_.causal && keys.position(j) > at.position) continue;
-            const double s = scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
-            row.seen.push_back(j);
-            row.size.push_back(std::abs(s));
-            row.sign.push_back(s > 0 ? 1 : s < 0 ? -1 : s);  // of a NaN, too
-            top = std::max(top, row.size.back());
-          }
-          for (double& p : row.size) sum += p = std::exp(p - top);
-          for (double& p : row.size) p /= sum;
-          if (!row.seen.empty()) row.lse = top + std::log(sum);
-          f(at, row);
-        }
+    each_query(in, [&](const Query& at) {
+      const Keys& keys = at.keys;
+      CogRow row;
+      double top = 0, sum = 0;
+      for (int64_t j = 0; j < keys.count; ++j) {
+        if (o_.causal && keys.position(j) > at.position) continue;
+        const double s = scale_of(o_.scale, q.shape[3]) * dot(q, at, j);
+        row.seen.push_back(j);
+        row.size.push_back(std::abs(s));
+        row.sign.push_back(s > 0 ? 1 : s < 0 ? -1 : s);  // of a NaN, too
+        top = std::max(top, row.size.back());
+      }
+      for (double& p : row.size) sum += p = std::exp(p - top);
+      for (double& p : row.size) p /= sum;
+      if (!row.seen.empty()) row.lse = top + std::log(sum);
+      f(at, row);
+    });
   }
 
   CogOptions o_;

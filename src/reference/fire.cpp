@@ -21,15 +21,13 @@ class FireReference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), &weight = required(in, "weight"), dq = optional(grad_in, "q"),
-               dk = optional(grad_in, "k"), d_inner_weight = optional(grad_in, "inner_weight"),
+    const View &weight = required(in, "weight"), d_inner_weight = optional(grad_in, "inner_weight"),
                d_inner_bias = optional(grad_in, "inner_bias"), d_weight = optional(grad_in, "weight"),
                d_outer_bias = optional(grad_in, "outer_bias");
-    for (const View& grad : {dq, dk, d_inner_weight, d_inner_bias, d_weight, d_outer_bias}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+    for (const View& grad : {d_inner_weight, d_inner_bias, d_weight, d_outer_bias}) clear(grad);
+    dot_softmax_backward(
+        in, grad_out, grad_in, o_.causal, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
         [&](const Query& at, int64_t j, double d) {
-          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
           add(d_outer_bias, {at.h}, d);
           const double x = interpolated(at, j);
           for (int64_t u = 0; u < weight.shape[1]; ++u) {

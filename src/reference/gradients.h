@@ -37,39 +37,36 @@ inline void add_dot(const View& q, const View& dq, const View& dk, const Query& 
 template <class Score, class Value, class Use, class UseValue>
 void softmax_over_backward(const Tensors& in, const Tensors& grad_out, bool causal, Score score, Value value, Use use,
                            UseValue use_value, double more = 0) {
-  const View &q = required(in, "q"), d_out = optional(grad_out, "out"), d_lse = optional(grad_out, "lse");
-  for (int64_t b = 0; b < q.shape[0]; ++b)
-    for (int64_t h = 0; h < q.shape[1]; ++h)
-      for (int64_t i = 0; i < q.shape[2]; ++i) {
-        const Keys keys(in, b, h, q.shape[1], q.shape[0]);
-        const Query at{b, h, i, query_position(in, b, i), keys};
-        std::vector<int64_t> seen;
-        std::vector<double> weight, gradient;
-        double top = -std::numeric_limits<double>::infinity(), total = 0, mean = 0;
-        for (int64_t j = 0; j < keys.count; ++j) {
-          if (causal && keys.position(j) > at.position) continue;
-          const double s = score(at, j);
-          if (s == -std::numeric_limits<double>::infinity()) continue;
-          seen.push_back(j);
-          weight.push_back(s);
-          top = std::max(top, s);
-        }
-        if (more > 0) top = std::max(top, 0.0), total = more * std::exp(-top);
-        for (double& w : weight) total += w = std::exp(w - top);
-        for (size_t n = 0; n < seen.size(); ++n) {
-          double g = 0;
-          for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
-            g += element(d_out, {b, h, i, c}) * value(at, seen[n], c);
-          weight[n] /= total;
-          mean += weight[n] * g;
-          gradient.push_back(g);
-        }
-        for (size_t n = 0; n < seen.size(); ++n) {
-          use(at, seen[n], weight[n] * (gradient[n] - mean + (d_lse.data ? element(d_lse, {b, h, i}) : 0)));
-          for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
-            use_value(at, seen[n], c, weight[n] * element(d_out, {b, h, i, c}));
-        }
-      }
+  const View d_out = optional(grad_out, "out"), d_lse = optional(grad_out, "lse");
+  each_query(in, [&](const Query& at) {
+    const Keys& keys = at.keys;
+    std::vector<int64_t> seen;
+    std::vector<double> weight, gradient;
+    double top = -std::numeric_limits<double>::infinity(), total = 0, mean = 0;
+    for (int64_t j = 0; j < keys.count; ++j) {
+      if (causal && keys.position(j) > at.position) continue;
+      const double s = score(at, j);
+      if (s == -std::numeric_limits<double>::infinity()) continue;
+      seen.push_back(j);
+      weight.push_back(s);
+      top = std::max(top, s);
+    }
+    if (more > 0) top = std::max(top, 0.0), total = more * std::exp(-top);
+    for (double& w : weight) total += w = std::exp(w - top);
+    for (size_t n = 0; n < seen.size(); ++n) {
+      double g = 0;
+      for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
+        g += element(d_out, {at.b, at.h, at.i, c}) * value(at, seen[n], c);
+      weight[n] /= total;
+      mean += weight[n] * g;
+      gradient.push_back(g);
+    }
+    for (size_t n = 0; n < seen.size(); ++n) {
+      use(at, seen[n], weight[n] * (gradient[n] - mean + (d_lse.data ? element(d_lse, {at.b, at.h, at.i}) : 0)));
+      for (int64_t c = 0; d_out.data && c < d_out.shape[3]; ++c)
+        use_value(at, seen[n], c, weight[n] * element(d_out, {at.b, at.h, at.i, c}));
+    }
+  });
 }
 
 // The same where values are those of the keys, whose gradient is written to dv.
@@ -81,6 +78,22 @@ void softmax_over_backward(const Tensors& in, const Tensors& grad_out, const Vie
       in, grad_out, causal, score, [](const Query& at, int64_t j, int64_t c) { return at.keys.v(j, c); }, use,
       [&](const Query& at, int64_t j, int64_t c, double d) {
         add(dv, {at.b, at.keys.head, j, c}, d);
+      },
+      more);
+}
+
+// The same where a score is the dot product times `scale` (0: 1/sqrt(D)), and more: writes the gradients of q, k and v;
+// what else the gradients of scores are for, use() does.
+template <class Score, class Use>
+void dot_softmax_backward(const Tensors& in, const Tensors& grad_out, const Tensors& grad_in, bool causal, double scale,
+                          Score score, Use use, double more = 0) {
+  const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k");
+  for (const View& grad : {dq, dk}) clear(grad);
+  softmax_over_backward(
+      in, grad_out, optional(grad_in, "v"), causal, score,
+      [&](const Query& at, int64_t j, double d) {
+        add_dot(q, dq, dk, at, j, scale_of(scale, q.shape[3]) * d);
+        use(at, j, d);
       },
       more);
 }

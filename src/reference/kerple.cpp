@@ -29,13 +29,11 @@ class KerpleReference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k"),
-               d_amount = optional(grad_in, "amount"), d_rate = optional(grad_in, "rate");
-    for (const View& grad : {dq, dk, d_amount, d_rate}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+    const View d_amount = optional(grad_in, "amount"), d_rate = optional(grad_in, "rate");
+    for (const View& grad : {d_amount, d_rate}) clear(grad);
+    dot_softmax_backward(
+        in, grad_out, grad_in, o_.causal, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
         [&](const Query& at, int64_t j, double d) {
-          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
           const Numbers n = numbers(in, at, j);
           add(d_amount, {at.h}, -d * fall(n));
           if (n.distance == 0) return;

@@ -104,14 +104,7 @@ class LlaReference : public Operator {
 
   template <class F>
   void each_row(const Tensors& in, F f) const {
-    const View& q = required(in, "q");
-    for (int64_t b = 0; b < q.shape[0]; ++b)
-      for (int64_t h = 0; h < q.shape[1]; ++h)
-        for (int64_t i = 0; i < q.shape[2]; ++i) {
-          const Keys keys(in, b, h, q.shape[1], q.shape[0]);
-          const Query at{b, h, i, query_position(in, b, i), keys};
-          f(at, row(q, at));
-        }
+    each_query(in, [&](const Query& at) { f(at, row(required(in, "q"), at)); });
   }
 
   Row row(const View& q, const Query& at) const {

@@ -27,13 +27,11 @@ class ProbabilisticReference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), &exist = required(in, "exist"), dq = optional(grad_in, "q"),
-               dk = optional(grad_in, "k"), d_exist = optional(grad_in, "exist");
-    for (const View& grad : {dq, dk, d_exist}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), false, [&](const Query& at, int64_t j) { return score(in, at, j); },
+    const View &exist = required(in, "exist"), d_exist = optional(grad_in, "exist");
+    clear(d_exist);
+    dot_softmax_backward(
+        in, grad_out, grad_in, false, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
         [&](const Query& at, int64_t j, double d) {
-          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
           if (j <= at.i) return;
           for (const auto& [t, sign] : {std::pair{j, 1.0}, {at.i, -1.0}})
             if (const double x = element(exist, {at.b, t}); x > kLeast) add(d_exist, {at.b, t}, sign * d / x);

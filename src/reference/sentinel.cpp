@@ -21,11 +21,9 @@ class SentinelReference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k");
-    for (const View& grad : {dq, dk}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), true, [&](const Query& at, int64_t j) { return score(in, at, j); },
-        [&](const Query& at, int64_t j, double d) { add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d); });
+    dot_softmax_backward(
+        in, grad_out, grad_in, true, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
+        [](const Query&, int64_t, double) {});
   }
 
  private:

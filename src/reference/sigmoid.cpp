@@ -55,23 +55,20 @@ class SigmoidReference : public Operator {
   template <class F>
   void each_row(const Tensors& in, F f) const {
     const View &q = required(in, "q"), bias = optional(in, "bias");
-    for (int64_t b = 0; b < q.shape[0]; ++b)
-      for (int64_t h = 0; h < q.shape[1]; ++h)
-        for (int64_t i = 0; i < q.shape[2]; ++i) {
-          const Keys keys(in, b, h, q.shape[1], q.shape[0]);
-          const Query at{b, h, i, query_position(in, b, i), keys};
-          std::vector<int64_t> seen;
-          std::vector<double> weight;
-          for (int64_t j = 0; j < keys.count; ++j)
-            if (!o_.causal || keys.position(j) <= at.position) seen.push_back(j);
-          for (int64_t j : seen) {
-            const double s = scale_of(o_.scale, q.shape[3]) * dot(q, at, j) +
-                             (bias.data ? element(bias, {b, h, i, j}) : 0) + o_.bias -
-                             std::log(static_cast<double>(seen.size()));
-            weight.push_back(1 / (1 + std::exp(-s)));
-          }
-          f(at, seen, weight);
-        }
+    each_query(in, [&](const Query& at) {
+      const Keys& keys = at.keys;
+      std::vector<int64_t> seen;
+      std::vector<double> weight;
+      for (int64_t j = 0; j < keys.count; ++j)
+        if (!o_.causal || keys.position(j) <= at.position) seen.push_back(j);
+      for (int64_t j : seen) {
+        const double s = scale_of(o_.scale, q.shape[3]) * dot(q, at, j) +
+                         (bias.data ? element(bias, {at.b, at.h, at.i, j}) : 0) + o_.bias -
+                         std::log(static_cast<double>(seen.size()));
+        weight.push_back(1 / (1 + std::exp(-s)));
+      }
+      f(at, seen, weight);
+    });
   }
 
   SigmoidOptions o_;

@@ -45,13 +45,11 @@ class Softmax1Reference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), dq = optional(grad_in, "q"), dk = optional(grad_in, "k"),
-               d_bias = optional(grad_in, "bias");
-    for (const View& grad : {dq, dk, d_bias}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+    const View d_bias = optional(grad_in, "bias");
+    clear(d_bias);
+    dot_softmax_backward(
+        in, grad_out, grad_in, o_.causal, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
         [&](const Query& at, int64_t j, double d) {
-          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
           add(d_bias, {at.b, at.h, at.i, j}, d);
         },
         1);

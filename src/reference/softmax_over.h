@@ -14,6 +14,18 @@ struct Query {
   const Keys& keys;
 };
 
+// f(query) for all of them.
+template <class F>
+void each_query(const Tensors& in, F f) {
+  const View& q = required(in, "q");
+  for (int64_t b = 0; b < q.shape[0]; ++b)
+    for (int64_t h = 0; h < q.shape[1]; ++h)
+      for (int64_t i = 0; i < q.shape[2]; ++i) {
+        const Keys keys(in, b, h, q.shape[1], q.shape[0]);
+        f(Query{b, h, i, query_position(in, b, i), keys});
+      }
+}
+
 inline double dot(const View& q, const Query& at, int64_t j) {
   double sum = 0;
   for (int64_t c = 0; c < q.shape[3]; ++c) sum += element(q, {at.b, at.h, at.i, c}) * at.keys.k(j, c);
@@ -29,31 +41,28 @@ inline double scale_of(double option, int64_t d) {
 template <class Score, class Value>
 void softmax_over(const Tensors& in, const Tensors& out, bool causal, Score score, Value value) {
   constexpr double kHidden = -std::numeric_limits<double>::infinity();
-  const View &q = required(in, "q"), result = optional(out, "out"), lse = optional(out, "lse");
-  for (int64_t b = 0; b < q.shape[0]; ++b)
-    for (int64_t h = 0; h < q.shape[1]; ++h)
-      for (int64_t i = 0; i < q.shape[2]; ++i) {
-        const Keys keys(in, b, h, q.shape[1], q.shape[0]);
-        const Query at{b, h, i, query_position(in, b, i), keys};
-        std::vector<double> s(static_cast<size_t>(keys.count), kHidden);
-        double top = kHidden, total = 0;
-        for (int64_t j = 0; j < keys.count; ++j) {
-          if (causal && keys.position(j) > at.position) continue;
-          s[static_cast<size_t>(j)] = score(at, j);
-          top = std::max(top, s[static_cast<size_t>(j)]);
-        }
-        auto hidden = [&](int64_t j) { return s[static_cast<size_t>(j)] == kHidden; };
-        auto weight = [&](int64_t j) { return std::exp(s[static_cast<size_t>(j)] - top); };
-        for (int64_t j = 0; j < keys.count; ++j)
-          if (!hidden(j)) total += weight(j);
-        if (lse.data) store(lse, {b, h, i}, total == 0 ? kHidden : top + std::log(total));
-        for (int64_t c = 0; result.data && c < result.shape[3]; ++c) {
-          double sum = 0;
-          for (int64_t j = 0; j < keys.count; ++j)
-            if (!hidden(j)) sum += weight(j) * value(at, j, c);
-          store(result, {b, h, i, c}, total == 0 ? 0 : sum / total);
-        }
-      }
+  const View result = optional(out, "out"), lse = optional(out, "lse");
+  each_query(in, [&](const Query& at) {
+    const Keys& keys = at.keys;
+    std::vector<double> s(static_cast<size_t>(keys.count), kHidden);
+    double top = kHidden, total = 0;
+    for (int64_t j = 0; j < keys.count; ++j) {
+      if (causal && keys.position(j) > at.position) continue;
+      s[static_cast<size_t>(j)] = score(at, j);
+      top = std::max(top, s[static_cast<size_t>(j)]);
+    }
+    auto hidden = [&](int64_t j) { return s[static_cast<size_t>(j)] == kHidden; };
+    auto weight = [&](int64_t j) { return std::exp(s[static_cast<size_t>(j)] - top); };
+    for (int64_t j = 0; j < keys.count; ++j)
+      if (!hidden(j)) total += weight(j);
+    if (lse.data) store(lse, {at.b, at.h, at.i}, total == 0 ? kHidden : top + std::log(total));
+    for (int64_t c = 0; result.data && c < result.shape[3]; ++c) {
+      double sum = 0;
+      for (int64_t j = 0; j < keys.count; ++j)
+        if (!hidden(j)) sum += weight(j) * value(at, j, c);
+      store(result, {at.b, at.h, at.i, c}, total == 0 ? 0 : sum / total);
+    }
+  });
 }
 
 template <class Score>

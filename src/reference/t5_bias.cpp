@@ -21,13 +21,11 @@ class T5BiasReference : public Operator {
 
   void backward(const Tensors& in, const Tensors&, const Tensors& grad_out, const Tensors& grad_in,
                 Context&) const override {
-    const View &q = required(in, "q"), &table = required(in, "table"), dq = optional(grad_in, "q"),
-               dk = optional(grad_in, "k"), d_table = optional(grad_in, "table");
-    for (const View& grad : {dq, dk, d_table}) clear(grad);
-    softmax_over_backward(
-        in, grad_out, optional(grad_in, "v"), o_.causal, [&](const Query& at, int64_t j) { return score(in, at, j); },
+    const View &table = required(in, "table"), d_table = optional(grad_in, "table");
+    clear(d_table);
+    dot_softmax_backward(
+        in, grad_out, grad_in, o_.causal, o_.scale, [&](const Query& at, int64_t j) { return score(in, at, j); },
         [&](const Query& at, int64_t j, double d) {
-          add_dot(q, dq, dk, at, j, scale_of(o_.scale, q.shape[3]) * d);
           add(d_table, {bucket(at.keys.position(j) - at.position, table.shape[0]), at.h}, d);
         });
   }

@@ -23,6 +23,10 @@ TEST_P(Conformance, OnEveryUsableInstructionSet) {
   EXPECT_EQ(report.failures.size(), 0u);
 }
 
+TEST(Mechanisms, HaveGradients) {
+  for (const std::string& name : mechanisms()) EXPECT_FALSE(registry().find(name)->traits.gradients.empty()) << name;
+}
+
 INSTANTIATE_TEST_SUITE_P(Entries, Conformance, testing::ValuesIn(mechanisms()), [](const auto& entry) {
   std::string name = entry.param;
   for (char& c : name)
