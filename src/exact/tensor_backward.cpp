@@ -13,12 +13,6 @@ namespace {
 
 constexpr std::string_view kOp = "tensor";
 
-void join(const View& to, int64_t b, int64_t h, int64_t row, const float* from, float factor) {
-  if (!to.data) return;
-  float* x = to.at<float>({b, h, row});
-  for (int64_t c = 0; c < to.shape[3]; ++c) x[c] += factor * from[c];
-}
-
 class ByPairs {
  public:
   ByPairs(const exact::Problem& p, const TensorIn& in, const View& d_out, const TensorGrad& to, Context& context)
@@ -164,8 +158,7 @@ class ByMonomials {
         of_query_(monomials.size()),
         slope_(monomials.size()),
         d_x_(static_cast<size_t>(p.d)),
-        d_value_(static_cast<size_t>(p.dv)),
-        row_(static_cast<size_t>(std::max(p.d, p.dv))) {}
+        d_value_(static_cast<size_t>(p.dv)) {}
 
   void run(int64_t b, int64_t h, const Context& context) {
     sums_.clear();
@@ -252,9 +245,10 @@ class ByMonomials {
     give(side ? to_.v2 : to_.v, b, h / p_.group, j, d_value_);
   }
 
-  void give(const View& to, int64_t b, int64_t h, int64_t t, const std::vector<double>& d) {
-    for (size_t c = 0; c < d.size(); ++c) row_[c] = static_cast<float>(d[c]);
-    join(to, b, h, t, row_.data(), 1);
+  static void give(const View& to, int64_t b, int64_t h, int64_t t, const std::vector<double>& d) {
+    if (!to.data) return;
+    float* x = to.at<float>({b, h, t});
+    for (size_t c = 0; c < d.size(); ++c) x[c] += static_cast<float>(d[c]);
   }
 
   const exact::Problem& p_;
@@ -265,7 +259,6 @@ class ByMonomials {
   const DenseKernels& kernels_;
   exact::Moments sums_, back_;  // of the keys held, and the gradients that these sums have gathered
   std::vector<double> of_query_, slope_, d_x_, d_value_;
-  std::vector<float> row_;
 };
 
 }  // namespace
