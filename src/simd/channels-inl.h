@@ -103,7 +103,7 @@ HWY_INLINE void pack_channel_lanes(const uint8_t* HWY_RESTRICT rows, int64_t str
     // The last 16 bytes may overlap those before: all lie inside their row.
     const int64_t at = std::min(next, bytes - 16), first = at * 8 / kBits;
     if constexpr (kAhead)
-      for (int64_t line = 0; line < kLanes * 16; line += 64) prefetch(rows + kAheadBytes + kLanes * at + line);
+      for (int64_t line = 0; line < kLanes * 16; line += 64) prefetch_stream<kAheadBytes>(rows + kLanes * at + line);
     const Words w = transpose_words(rows + at, stride);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {

@@ -134,14 +134,14 @@ HWY_INLINE void transpose_halves(At at, __m512i (&word)[8]) {
 }
 
 // s[r, c] = sum_k q[k, r] keys[c, k] for kSets times 16 keys, ascending k. The integers or floats of a row are a multiple
-// of 32 bytes. Keys come from memory, and so do the next. These are all read before the first is done with, so what is
-// asked for lies beyond the last.
+// of 32 bytes. Keys come from memory, and so do the next. These are all read before the first is done with, so what memory
+// is asked for lies beyond the last.
 template <int kRows, int kSets, class Rows>
 HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows keys, int64_t stride_bytes,
                              float* HWY_RESTRICT s, int64_t s_stride) {
   using Bytes = KeyBytes<Rows>;
   constexpr int kMostBlocks = 512 / 32, kLines = 8 * kSets;
-  constexpr int64_t kBeyondBytes = 4096;
+  constexpr int64_t kBeyondBytes = 4096, kBehind = Bytes::kAhead - kNearBytes;
   const uint8_t *first = Bytes::first(keys),
                 *next = first + std::max(Bytes::kAhead, kSets * kLanes * stride_bytes + kBeyondBytes);
   HWY_ALIGN float scale[Bytes::kScales > 0 ? kSets : 1][kMostBlocks * kLanes];
@@ -155,7 +155,7 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows 
     for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_setzero_ps();
   for (int64_t k = 0; k < d_count; k += Bytes::kElements) {
 #pragma GCC unroll 16
-    for (int line = 0; line < kLines; ++line) prefetch(next + 64 * line);
+    for (int line = 0; line < kLines; ++line) prefetch_far(next + 64 * line), prefetch(next - kBehind + 64 * line);
     next += kLines * 64;
     // Hidden from the compiler, which would give each of 32 rows an address register of its own.
     int64_t stride = stride_bytes;

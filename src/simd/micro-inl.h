@@ -55,18 +55,37 @@ HWY_INLINE Vec load_f32(const BF16* p) {
 }
 
 // Rows are too short for hardware prefetchers to see a stream: this many bytes further on are asked for in time, and
-// more where a row of plain numbers is read once, so that memory is what one waits for.
-inline constexpr int64_t kAheadBytes = 8192, kPlainAheadBytes = 12288;
+// more where a row of plain numbers is read once, so that memory is what one waits for. More lines can be on their way to
+// the second cache than to the first, which asks for them when they are near.
+inline constexpr int64_t kAheadBytes = 8192, kPlainAheadBytes = 12288, kNearBytes = 2048;
 
 template <class T>
 HWY_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 3);
 }
+template <class T>
+HWY_INLINE void prefetch_far(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+// For a stream that has come to `p`.
+template <int64_t kBytes, class T>
+HWY_INLINE void prefetch_stream(const T* p) {
+  const char* at = reinterpret_cast<const char*>(p);
+  prefetch_far(at + kBytes);
+  prefetch(at + kNearBytes);
+}
+
+// Where memory is asked for what follows, with the first row, and how much further on with each other.
+struct Ahead {
+  const uint8_t* at;
+  int64_t step;
+};
 
 // acc[r, 0..N*lanes) += sum_j p[r, j] v[j, ..], ascending j. kAhead: values come from memory and are prefetched.
 template <int kRows, int kCols, bool kAhead, class T>
 HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const T* HWY_RESTRICT values,
-                           int64_t v_stride, int64_t count, float* HWY_RESTRICT out, int64_t out_stride) {
+                           int64_t v_stride, int64_t count, float* HWY_RESTRICT out, int64_t out_stride,
+                           [[maybe_unused]] Ahead ahead = {}) {
   const F32 d;
   Vec acc[kRows][kCols];
 #pragma GCC unroll 8
@@ -74,11 +93,13 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, const 
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-  const int64_t ahead = kPlainAheadBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t j = 0; j < count; ++j) {
     if constexpr (kAhead)
 #pragma GCC unroll 8
-      for (int64_t c = 0; c < kCols * kLanes; c += kLine) prefetch(values + j * v_stride + ahead + c);
+      for (int64_t c = 0; c < kCols * kLanes; c += kLine) {
+        prefetch_far(ahead.at + j * ahead.step + c * static_cast<int64_t>(sizeof(T)));
+        prefetch(values + j * v_stride + c + kNearBytes / static_cast<int64_t>(sizeof(T)));
+      }
     Vec b[kCols];
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) b[v] = load_f32(values + j * v_stride + v * kLanes);
@@ -174,10 +195,10 @@ HWY_INLINE void pack_lanes(const T* HWY_RESTRICT keys, int64_t stride, int64_t d
   constexpr int64_t kStep = 16 / static_cast<int64_t>(sizeof(T));
   int64_t k = 0;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-  const T* next = keys + kAheadBytes / static_cast<int64_t>(sizeof(T));
+  const T* next = keys;
   for (; k + kStep <= d_count; k += kStep) {
     // 1/4 of the lines of these rows a step.
-    for (int64_t r = 0; r < kLanes / (kLine / kStep); ++r, next += kLine) prefetch(next);
+    for (int64_t r = 0; r < kLanes / (kLine / kStep); ++r, next += kLine) prefetch_stream<kAheadBytes>(next);
     transpose_block(keys + k, stride, panel + k * panel_stride, panel_stride);
   }
   for (; k < d_count; ++k)

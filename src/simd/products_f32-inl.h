@@ -271,18 +271,30 @@ class F32Values {
   void add_all_columns(int row, int rows, const float* p, Rows v, int64_t v_stride, int count) const {
     int64_t c = 0;
     for (; c + kVecs * kLanes <= padded_; c += kVecs * kLanes)
-      add_rows<kVecs, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c);
+      add_rows<kVecs, kAhead>(row, rows, p, v, v_stride, count, c);
     if constexpr (kVecs == 4)
-      if (c + 2 * kLanes <= padded_)
-        add_rows<2, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c), c += 2 * kLanes;
-    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(row, rows, p, from_column(v, c), v_stride, count, c);
+      if (c + 2 * kLanes <= padded_) add_rows<2, kAhead>(row, rows, p, v, v_stride, count, c), c += 2 * kLanes;
+    for (; c < padded_; c += kLanes) add_rows<1, kAhead>(row, rows, p, v, v_stride, count, c);
   }
 
   template <int kCols, bool kAhead, class Rows>
   void add_rows(int row, int rows, const float* p, Rows v, int64_t v_stride, int count, int64_t c) const {
     float* out = acc_ + row * job_.acc_stride + c;
-    for_rows(rows,
-             [&](auto n) { add_values<n, kCols, kAhead>(p, kStripStride, v, v_stride, count, out, job_.acc_stride); });
+    const Ahead ahead = kAhead ? ahead_of<kCols>(v, v_stride, count, c) : Ahead{};
+    for_rows(rows, [&](auto n) {
+      add_values<n, kCols, kAhead>(p, kStripStride, from_column(v, c), v_stride, count, out, job_.acc_stride, ahead);
+    });
+  }
+
+  // Memory is fastest in order. Where rows lie close together, the columns from c on ask for their share of as many rows,
+  // whole, and not for their columns.
+  template <int kCols, class Rows>
+  Ahead ahead_of(Rows v, int64_t v_stride, int count, int64_t c) const {
+    const int64_t bytes = row_bytes(type_of(v), job_.dv), stride = bytes_of_stride(v, v_stride);
+    const bool close = stride == bytes;
+    const int64_t before = (close ? count : 1) * bytes * c / padded_;
+    return {first_byte(v) + (is_quantised(type_of(v)) ? kAheadBytes : kPlainAheadBytes) + before,
+            close ? bytes * kCols * kLanes / padded_ : stride};
   }
 
   const SplitJob& job_;

@@ -25,6 +25,24 @@ HWY_INLINE CodedRows<kType> from_column(CodedRows<kType> rows, int64_t column) {
   return {rows.data, rows.width, rows.column + column};
 }
 
+template <class T>
+const uint8_t* first_byte(const T* rows) {
+  return reinterpret_cast<const uint8_t*>(rows);
+}
+template <DType kType>
+const uint8_t* first_byte(CodedRows<kType> rows) {
+  return rows.data;
+}
+
+template <class T>
+constexpr DType type_of(const T*) {
+  return std::is_same_v<T, float> ? DType::kF32 : std::is_same_v<T, F16> ? DType::kF16 : DType::kBF16;
+}
+template <DType kType>
+constexpr DType type_of(CodedRows<kType>) {
+  return kType;
+}
+
 // From a row to the next.
 template <class T>
 int64_t bytes_of_stride(const T*, int64_t stride) {
@@ -196,7 +214,8 @@ class CodedColumns {
 // As add_values of plain rows.
 template <int kRows, int kCols, bool kAhead, DType kType>
 HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, CodedRows<kType> values, int64_t v_stride,
-                           int64_t count, float* HWY_RESTRICT out, int64_t out_stride) {
+                           int64_t count, float* HWY_RESTRICT out, int64_t out_stride,
+                           [[maybe_unused]] Ahead ahead = {}) {
   const F32 d;
   const CodedColumns<kType, kCols> columns(values.width, values.column);
   Vec acc[kRows][kCols];
@@ -208,8 +227,10 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, CodedR
   for (int64_t j = 0; j < count; ++j, row += v_stride) {
     if constexpr (kAhead) {
       // Rows begin anywhere in a cache line; scales lie in the line of these integers or of the next row's.
-      prefetch(columns.begin(row) + kAheadBytes);
-      prefetch(columns.begin(row) + kAheadBytes + columns.kBytes - 1);
+      const uint8_t* far = ahead.at + j * ahead.step;
+      prefetch_far(far), prefetch_far(far + columns.kBytes - 1);
+      const uint8_t* near = columns.begin(row) + kNearBytes;
+      prefetch(near), prefetch(near + columns.kBytes - 1);
     }
     Vec b[kCols];
     columns.load(row, b);
@@ -359,14 +380,14 @@ HWY_INLINE void pack_coded_lanes(const uint8_t* HWY_RESTRICT rows, int64_t strid
   transpose_scales<kType>(rows, stride, blocks, scale);
   for (int64_t at = 0; at < bytes; at += 16) {
     if constexpr (kAhead)
-      for (int64_t line = 0; line < kLanes * 16; line += 64) prefetch(rows + kAheadBytes + kLanes * at + line);
+      for (int64_t line = 0; line < kLanes * 16; line += 64) prefetch_stream<kAheadBytes>(rows + kLanes * at + line);
     const int64_t first = kType == DType::kQ8_0 ? at : 2 * at;
     const Words w = transpose_words(rows + at, stride);
     store_words<kType>(w, hn::LoadU(F32(), scale + first / 32 * kLanes), panel + first * panel_stride, panel_stride);
   }
   if constexpr (kAhead)
     for (int64_t line = kLanes * bytes; line < kLanes * row_bytes(kType, d_count); line += 64)
-      prefetch(rows + kAheadBytes + line);
+      prefetch_stream<kAheadBytes>(rows + line);
 }
 
 // As pack_keys of plain rows. Strides that are known let the compiler address the rows of a panel by constants.

@@ -9,23 +9,26 @@ namespace HWY_NAMESPACE {
 
 #if ATTEND_AVX512
 
+inline constexpr int kNearRows = 8;  // of values
+
 // s[r, c] = sum_k q[k, r] keys[c, k] for kSets times 16 keys at rows[0..], ascending k: the bits of score_keys. All lines
 // of the keys at ahead[0..] are asked for.
 template <int kRows, int kSets, class T>
 HWY_NOINLINE void score_scattered(const float* HWY_RESTRICT q, int64_t d_count, const uint8_t* const* rows,
                                   const uint8_t* const* ahead, float* HWY_RESTRICT s, int64_t s_stride) {
   using Bytes = KeyBytes<const T*>;
-  constexpr int kLines = 8 * kSets;
+  constexpr int kCount = 16 * kSets;
+  const int64_t bytes = Bytes::bytes(d_count);
+  int64_t asked = 0;
   __m512 acc[kRows][kSets];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_setzero_ps();
   for (int64_t k = 0; k < d_count; k += Bytes::kElements) {
-    const int64_t at = Bytes::bytes(k), line = at / 64 * 64;
-    const uint8_t* const* half = ahead + (at - line) / 32 * kLines;  // a line of half of the rows a step
-#pragma GCC unroll 16
-    for (int i = 0; i < kLines; ++i) prefetch(half[i] + line);
+    const int64_t at = Bytes::bytes(k);
+    for (; asked < (at + 32) * kCount; asked += bytes, ++ahead)  // as many bytes as are read
+      for (int64_t line = 0; line < bytes; line += 64) prefetch_far(*ahead + line);
     __m512i word[kSets][8];
 #pragma GCC unroll 2
     for (int v = 0; v < kSets; ++v) {
@@ -58,17 +61,22 @@ HWY_NOINLINE void score_scattered(const float* HWY_RESTRICT q, int64_t d_count, 
 // ahead[j] are asked for. Bits are those of add_values.
 template <int kRows, int kCols, class T>
 HWY_NOINLINE void add_scattered(const float* HWY_RESTRICT p, int64_t p_stride, const uint8_t* const* rows,
-                                const uint8_t* const* ahead, int64_t at, int64_t count, float* HWY_RESTRICT out,
-                                int64_t out_stride) {
+                                const uint8_t* const* ahead, int64_t at, int64_t bytes, int64_t count,
+                                float* HWY_RESTRICT out, int64_t out_stride) {
+  constexpr int64_t kBytes = kCols * kLanes * static_cast<int64_t>(sizeof(T));
   const F32 d;
+  ahead += at * count / bytes;
+  int64_t asked = 0;
   Vec acc[kRows][kCols];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
   for (int64_t j = 0; j < count; ++j) {
+    for (; asked < (j + 1) * kBytes; asked += bytes, ++ahead)
+      for (int64_t line = 0; line < bytes; line += 64) prefetch_far(*ahead + line);
 #pragma GCC unroll 8
-    for (int64_t c = 0; c < kCols * kLanes * static_cast<int64_t>(sizeof(T)); c += 64) prefetch(ahead[j] + at + c);
+    for (int64_t c = 0; c < kBytes; c += 64) prefetch(rows[j + kNearRows] + at + c);
     const T* value = reinterpret_cast<const T*>(rows[j] + at);
     Vec b[kCols];
 #pragma GCC unroll 8
@@ -227,7 +235,8 @@ class ScatteredValues {
   template <int kRows, int kCols, class T>
   void add_columns(const float* p, int col, int count, int64_t c, float* acc) const {
     add_scattered<kRows, kCols, T>(p + col, kStripStride, places_.at(col), places_.ahead_of(col),
-                                   c * static_cast<int64_t>(sizeof(T)), count, acc + c, job_.acc_stride);
+                                   c * static_cast<int64_t>(sizeof(T)), job_.dv * static_cast<int64_t>(sizeof(T)),
+                                   count, acc + c, job_.acc_stride);
   }
 
   const SplitJob& job_;
