@@ -33,9 +33,11 @@ HWY_NOINLINE void exponential(float* x, int64_t count) noexcept {
 HWY_NOINLINE uint64_t read(const void* data, int64_t bytes) noexcept {
   const hn::ScalableTag<uint64_t> d;
   const int64_t lanes = kLanes / 2;
+  constexpr int64_t kAhead = 12288 / 8;
   auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
   const uint64_t* p = static_cast<const uint64_t*>(data);
   for (int64_t i = 0; i < bytes / 8; i += 4 * lanes) {
+    for (int64_t line = 0; line < 4 * lanes; line += 8) __builtin_prefetch(p + i + kAhead + line, 0, 2);
     sum0 = hn::Xor(sum0, hn::LoadU(d, p + i));
     sum1 = hn::Xor(sum1, hn::LoadU(d, p + i + lanes));
     sum2 = hn::Xor(sum2, hn::LoadU(d, p + i + 2 * lanes));
