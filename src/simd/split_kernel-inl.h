@@ -53,11 +53,10 @@ class Split {
       constexpr bool kLeaves = requires {
         products_.leave_scale();
       };
-      const float scale = kLeaves ? job.score_scale : 1.0f;
-      if (scale > 0 && weights_.plain()) {
-        weights_.shorten(scale);
-        if constexpr (kLeaves) products_.leave_scale();
-      }
+      const bool leaves = kLeaves && weights_.plain() && job.score_scale > 0;
+      if (weights_.by_softmax()) weights_.shorten(leaves ? job.score_scale : 1.0f);
+      if constexpr (kLeaves)
+        if (leaves) products_.leave_scale();
     }
 #endif
     if (job.hook || job.weight || job.final_hook)

@@ -23,13 +23,13 @@ class RowWeights {
     mark_ = mark || job.bias || job.hook || job.mask || job.weight || job.final_hook;
   }
 
-  // Whether scores become weights by softmax and nothing else.
-  bool plain() const {
-    return job_.normalizer == Normalizer::kSoftmax && job_.softcap == 0 && !job_.bias && !job_.hook && !job_.weight &&
-           !job_.final_hook && !job_.given_max;
+  // Whether weights are the softmax of scores, and whether these are nothing but products.
+  bool by_softmax() const {
+    return job_.normalizer == Normalizer::kSoftmax && !job_.weight && !job_.final_hook && !job_.given_max;
   }
+  bool plain() const { return by_softmax() && job_.softcap == 0 && !job_.bias && !job_.hook; }
 #if ATTEND_BF16_DOT
-  // From here on weights are short_exp2_of() plain scores, which come without `scale` > 0.
+  // From here on weights by softmax are short_exp2_of() scores, which come without `scale` > 0.
   void shorten(float scale) {
     scale_ = scale;
   }
