@@ -28,8 +28,10 @@ struct Arrays {
   AttnOut outputs() const { return {out.view, lse.view}; }
 };
 
-double least_seconds(double pairs, double matrices, double exps_a_pair, Limits& limits) {
-  const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
+double least_seconds(double pairs, double matrices, double exps_a_pair, Limits& limits,
+                     Compute compute = Compute::kF32) {
+  auto rate = [&] { return compute == Compute::kBF16 ? limits.bf16_multiply_adds() : limits.multiply_adds(); };
+  const double flops = std::max(rate(), rate());
   const double exps = std::max(limits.exponentials(), limits.exponentials());
   return pairs * (matrices * 2 * kWidth / flops + exps_a_pair / exps);
 }
@@ -49,7 +51,7 @@ BenchResult run_variant(const SoftmaxOptions& options, const Variant& variant, c
   const Array want = make_array(DType::kF32, 4, {1, kHeads, kTokens, kWidth});
   Qkv biased = a.in();
   biased.bias = toeplitz;
-  softmax_attention(biased, {.causal = true}, {.out = want.view}, context);
+  softmax_attention(biased, {.causal = true, .compute = options.compute}, {.out = want.view}, context);
   auto call = [&] { softmax_attention(a.in(), options, {.out = a.out.view}, context, variant); };
   call();
   BenchResult result{};
@@ -60,8 +62,8 @@ BenchResult run_variant(const SoftmaxOptions& options, const Variant& variant, c
   if (result.error != 0) result.failure = "differs from the same bias or option";
   if (!result.failure.empty()) return result;
   measure(
-      result, call, [&] { return least_seconds(pairs, 2, 1, limits); }, context,
-      [&] { softmax_attention(a.in(), {.causal = true}, {.out = a.out.view}, context); });
+      result, call, [&] { return least_seconds(pairs, 2, 1, limits, options.compute); }, context,
+      [&] { softmax_attention(a.in(), {.causal = true, .compute = options.compute}, {.out = a.out.view}, context); });
   return result;
 }
 
@@ -70,14 +72,14 @@ BenchResult mask_row(Limits& limits, Context& context) {
   return run_variant({}, {.mask = &mask}, {}, limits, context);
 }
 
-BenchResult score_row(Limits& limits, Context& context) {
+BenchResult score_row(Compute compute, Limits& limits, Context& context) {
   auto closer = [](float s, int, int, int i, int j) { return s + 0.0625f * static_cast<float>(j - i); };
   const Hook hook = make_hook(closer);
   std::vector<float> distances(8191);
   for (int d = -4095; d <= 4095; ++d) distances[static_cast<size_t>(d + 4095)] = 0.0625f * static_cast<float>(d);
   View toeplitz = dense_view(distances.data() + 4095, DType::kF32, {1, 1, 4096, 4096});
   toeplitz.stride = {0, 0, -1, 1};
-  return run_variant({.causal = true}, {.score = &hook}, toeplitz, limits, context);
+  return run_variant({.causal = true, .compute = compute}, {.score = &hook}, toeplitz, limits, context);
 }
 
 BenchResult backward_row(int64_t tokens, Limits& limits, Context& context) {
@@ -123,10 +125,13 @@ std::vector<BenchRow> variant_rows() {
     return std::vector<std::pair<std::string, int64_t>>{{"B", 1},       {"Hq", kHeads}, {"Hkv", kHeads}, {"Tq", tokens},
                                                         {"Tk", tokens}, {"D", kWidth},  {"Dv", kWidth}};
   };
-  std::vector<BenchRow> rows = {{"exact/mask-lambda-f32", "softmax with a causal block mask, beside the option", "f32",
-                                 shape(4096), false, mask_row},
-                                {"exact/hook-score-f32", "softmax:causal=true with a score hook, beside none", "f32",
-                                 shape(4096), false, score_row}};
+  std::vector<BenchRow> rows = {
+      {"exact/mask-lambda-f32", "softmax with a causal block mask, beside the option", "f32", shape(4096), false,
+       mask_row},
+      {"exact/hook-score-f32", "softmax:causal=true with a score hook, beside none", "f32", shape(4096), false,
+       [](Limits& l, Context& c) { return score_row(Compute::kF32, l, c); }},
+      {"exact/hook-score-bf16", "softmax:causal=true,compute=bf16 with a score hook, beside none", "f32", shape(4096),
+       false, [](Limits& l, Context& c) { return score_row(Compute::kBF16, l, c); }}};
   for (int64_t tokens : {1024, 4096})
     rows.push_back({tokens == 1024 ? "exact/backward-f32" : "exact/backward-f32-4k",
                     "softmax:causal=true, forward and backward", "f32", shape(tokens), false,
