@@ -35,7 +35,7 @@ class RowWeights {
   }
   // Whether rows can be weighed by weigh_into(), with the bits that weigh() gives.
   bool go_elsewhere() const {
-    return scale_ != 0 && !mark_ && dense_ && !job_.scores && !job_.statistics;
+    return scale_ != 0 && job_.softcap == 0 && !mark_ && dense_ && !job_.scores && !job_.statistics;
   }
 #endif
 

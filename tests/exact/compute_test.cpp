@@ -48,6 +48,30 @@ TEST_P(Computes, Bf16RoundsOnlyWeightsOfInputsInBf16) {
   }
 }
 
+// So it is where scores are not products alone.
+TEST_P(Computes, ScoresInBf16AreCappedAndBiased) {
+  test::SmallCall call(1, 4, 2, 70, 700, 64, 64);
+  for (auto* x : {&call.q, &call.k, &call.v})
+    for (float& e : *x) e = to_f32(to_bf16(3 * e));
+  std::vector<float> bias(700);
+  for (size_t j = 0; j < bias.size(); ++j) bias[j] = static_cast<float>(j % 7) / 4;
+  Context context = test::context_for(GetParam(), 2);
+  for (const bool biased : {false, true}) {
+    SoftmaxOptions options{.causal = true, .softcap = 2};
+    Qkv in = call.in();
+    if (biased) in.bias = dense_view(bias.data(), DType::kF32, {1, 1, 1, 700});
+    std::vector<double> want(call.out.size());
+    Tensors inputs{{"q", in.q}, {"k", in.k}, {"v", in.v}};
+    if (biased) inputs.insert({"bias", in.bias});
+    make_softmax_reference(options)->forward(inputs, {{"out", dense_view(want.data(), DType::kF64, {1, 4, 70, 64})}},
+                                             Form::kAny, context);
+    options.compute = Compute::kBF16;
+    softmax_attention(in, options, call.outputs(), context);
+    for (size_t i = 0; i < want.size(); ++i)
+      ASSERT_NEAR(call.out[i], want[i], 3 * (0x1p-8 + 2e-5)) << (biased ? "biased, " : "") << "element " << i;
+  }
+}
+
 // One key: lse is its score.
 TEST_P(Computes, AScoreIsTheProductOfItsIntegers) {
   for (const int64_t width : {64, 40, 7}) {
