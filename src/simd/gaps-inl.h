@@ -1,4 +1,4 @@
-// Sums over keys with gaps between their positions, each key in the lane of its position. See math-inl.h on how it is
+// Sums over keys, each key in the lane of its position, also with gaps between them. See math-inl.h on how it is
 // included.
 #include <algorithm>
 #include <cmath>
@@ -8,6 +8,24 @@
 
 namespace attend {
 namespace HWY_NAMESPACE {
+
+template <int64_t kCount, class V>
+HWY_INLINE float total_of_lanes(V x) {
+  if constexpr (kCount > 4) {
+    const hn::Half<hn::DFromV<V>> half;
+    return total_of_lanes<kCount / 2>(hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+  } else {
+    x = hn::Add(x, hn::Shuffle1032(x));
+    return hn::GetLane(hn::Add(x, hn::Shuffle2301(x)));
+  }
+}
+// 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes nothing,
+// so it does not matter at which position column 0 stands.
+HWY_INLINE float total(Vec* lanes) {
+  for (int half = 8 / kLanes; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = hn::Add(lanes[i], lanes[i + half]);
+  return total_of_lanes<kLanes>(lanes[0]);
+}
 
 // The columns of a split in 16 lanes by position mod 16, each lane in ascending order.
 class PositionLanes {

@@ -83,31 +83,42 @@ class AmxKeys : public Bf16Keys {
   }
 
   void scores(int, int rows, int begin, int end) const {
-    for (int c = begin / 16 * 16; c < end; c += kTileWide) {
-      const bool both = c + kTileRows < end;
-      if (rows > kTileRows) {
-        both ? score_tiles<2, 2>(c) : score_tiles<2, 1>(c);
-      } else {
-        both ? score_tiles<1, 2>(c) : score_tiles<1, 1>(c);
-      }
-    }
+    float* to = strip_ + first_col_;
+    scores_to(to, kStripStride, rows, begin, end, [] {});
     if (scale_ == 1) return;
     const __m512 scale = _mm512_set1_ps(scale_);
     for (int r = 0; r < rows; ++r)
       for (int c = begin / 16 * 16; c < end; c += 16) {
-        float* s = strip_ + r * kStripStride + first_col_ + c;
+        float* s = to + r * kStripStride + c;
         _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
       }
   }
 
+  int steps() const { return static_cast<int>(words_ / kTileRows) * (kPanelCols / kTileWide); }
+  // The scores of the panel's columns [begin, end), without scale, rows `stride` apart; calls between() between products.
+  template <class Between>
+  HWY_INLINE void scores_to(float* to, int64_t stride, int rows, int begin, int end, Between between) const {
+    for (int c = begin / 16 * 16; c < end; c += kTileWide) {
+      const bool both = c + kTileRows < end;
+      if (rows > kTileRows) {
+        both ? score_tiles<2, 2>(c, to, stride, between) : score_tiles<2, 1>(c, to, stride, between);
+      } else {
+        both ? score_tiles<1, 2>(c, to, stride, between) : score_tiles<1, 1>(c, to, stride, between);
+      }
+    }
+  }
+
  private:
   // Of columns from c on of the panel taken.
-  template <int kRows, int kCols>
-  void score_tiles(int c) const {
+  template <int kRows, int kCols, class Between>
+  HWY_INLINE void score_tiles(int c, float* to, int64_t stride, Between between) const {
     zero_tiles<kRows, kCols>();
-    for (int64_t k = 0; k < words_; k += kTileRows)
-      multiply_tiles<TilesOfBf16, kRows, kCols>(queries_ + k, words_, panels_.at() + k * kPanelCols + c, kPanelCols);
-    store_tiles<kRows, kCols>(strip_ + first_col_ + c, kStripStride);
+    for (int64_t k = 0; k < words_; k += kTileRows) {
+      multiply_tiles<TilesOfBf16, kRows, kCols, true>(queries_ + k, words_, panels_.at() + k * kPanelCols + c,
+                                                      kPanelCols);
+      between();
+    }
+    store_tiles<kRows, kCols>(to + c, stride);
   }
 };
 
@@ -122,13 +133,11 @@ class AmxValues : public Bf16Values {
     taken_ = false;
   }
 
-  auto weight_taker(int row, const Spans& spans) {
-    taken_ = true;
-    uint16_t* to = reinterpret_cast<uint16_t*>(weights_ + row * kWeightStride);
-    for (const Span& span : spans)  // zeros around the weights
-      for (int at : {element(span.begin / 16 * 16), element((span.end + 15) / 16 * 16 - 1)})
-        _mm512_storeu_si512(to + at / kStep * kStep, _mm512_setzero_si512());
-    return Taker{to + element(0)};
+  // Weights come from here on, from PassingWeights, in whole blocks of 64 positions.
+  void pass_weights() { taken_ = true; }
+  // put(column, 16 or 32 weights) of a row.
+  auto weight_taker(int row) const {
+    return Taker{reinterpret_cast<uint16_t*>(weights_ + row * kWeightStride) + element(0)};
   }
 
   void take_weights(int, int rows, const Spans& spans) {
@@ -190,6 +199,7 @@ class AmxValues : public Bf16Values {
  private:
   struct Taker {
     uint16_t* to;
+    void next_row() { to += 2 * kWeightStride; }
     HWY_INLINE void operator()(int c, Vec p) const {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p.raw)));
     }

@@ -26,17 +26,25 @@ class TileOperands : public ByteOperands {
     std::fill(queries_ + row * words_ + used_, queries_ + (row + 1) * words_, 0u);
   }
 
+  int steps() const { return static_cast<int>(words_ / kTileRows) * (kPanelCols / kTileWide); }
+
   void multiply(int row, int rows, const uint32_t* panel, int cols, const float* scales, const float* shift,
                 int64_t shift_stride, float* out, int64_t out_stride) const {
+    multiply(row, rows, panel, cols, scales, shift, shift_stride, out, out_stride, [] {});
+  }
+  // Calls between() between products.
+  template <class Between>
+  void multiply(int row, int rows, const uint32_t* panel, int cols, const float* scales, const float* shift,
+                int64_t shift_stride, float* out, int64_t out_stride, Between between) const {
     if (rows <= kGroupRows)
       return ByteOperands::multiply(row, rows, panel, cols, scales, shift, shift_stride, out, out_stride);
     for (int c = 0; c < cols; c += kTileWide) {
       alignas(64) int32_t sums[kMostRows * kTileWide];
       const bool both = c + kTileRows < cols;
       if (rows > kTileRows) {
-        both ? sum_tiles<2, 2>(row, panel + c, sums) : sum_tiles<2, 1>(row, panel + c, sums);
+        both ? sum_tiles<2, 2>(row, panel + c, sums, between) : sum_tiles<2, 1>(row, panel + c, sums, between);
       } else {
-        both ? sum_tiles<1, 2>(row, panel + c, sums) : sum_tiles<1, 1>(row, panel + c, sums);
+        both ? sum_tiles<1, 2>(row, panel + c, sums, between) : sum_tiles<1, 1>(row, panel + c, sums, between);
       }
       const int count = both ? kTileWide : kTileRows;
       for (int r = 0; r < rows; ++r) {
@@ -54,12 +62,14 @@ class TileOperands : public ByteOperands {
  private:
   static int64_t padded_words(const SplitJob& job) { return (job.d + kTileBytes - 1) / kTileBytes * kTileRows; }
 
-  template <int kRows, int kCols>
-  void sum_tiles(int row, const uint32_t* panel, int32_t* sums) const {
+  template <int kRows, int kCols, class Between>
+  HWY_INLINE void sum_tiles(int row, const uint32_t* panel, int32_t* sums, Between between) const {
     zero_tiles<kRows, kCols>();
-    for (int64_t k = 0; k < words_; k += kTileRows)
+    for (int64_t k = 0; k < words_; k += kTileRows) {
       multiply_tiles<TilesOfSignedAndUnsigned, kRows, kCols>(queries_ + row * words_ + k, words_,
                                                              panel + k * kPanelCols, kPanelCols);
+      between();
+    }
     store_tiles<kRows, kCols>(sums, kCols * 16);
   }
 };

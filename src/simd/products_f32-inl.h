@@ -74,10 +74,17 @@ class Products {
   void take_panel(int panel) { keys_.take_panel(panel); }
   // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
   void scores(int row, int rows, int begin, int end) { keys_.scores(row, rows, begin, end); }
-  // Where weights can pass by the strip: what takes those of a row and columns [c, c + 16) of `spans`. Either all rows of
-  // take_weights() do or none.
-  auto weight_taker(int row, const Spans& spans) requires requires(Values values) { values.weight_taker(row, spans); }
-  { return values_.weight_taker(row, spans); }
+  // Where weights need not come by the strip (PassingWeights): scores_to() gives those of all rows with columns
+  // [begin, end) of the panel taken, without scale, and calls between() up to steps() times for a panel;
+  // weight_taker() gives what takes weights of a row.
+  void pass_weights() requires requires(Values values) { values.pass_weights(); }
+  { values_.pass_weights(); }
+  int steps() const { return keys_.steps(); }
+  template <class Between>
+  HWY_INLINE void scores_to(float* to, int64_t stride, int rows, int begin, int end, Between between) {
+    keys_.scores_to(to, stride, rows, begin, end, between);
+  }
+  HWY_INLINE auto weight_taker(int row) const { return values_.weight_taker(row); }
   // The strip now holds the weights of these rows, over `spans` rounded outwards to 16 columns.
   void take_weights(int row, int rows, const Spans& spans) { values_.take_weights(row, rows, spans); }
   // acc += p v over all spans, for 1 to 6 rows.

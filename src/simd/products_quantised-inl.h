@@ -34,28 +34,42 @@ class QuantisedKeys {
   }
 
   void scores(int row, int rows, int begin, int end) {
-    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
-    const int first = panel_ * kPanelCols;
-    float* s = strip_ + static_cast<int64_t>(row) * kStripStride + first + begin;
-    if (const int b = smoothing_.block_of(row, rows, first + begin, first + end); b >= 0)
-      return multiply(smoothed(), b, row, rows, begin, end, s, kStripStride);
-    multiply(plain(), -1, row, rows, begin, end, s, kStripStride);
-    if (!smoothing_.active()) return;
-    for (int b = 0; b < kWeightBlocks; ++b) {
-      const int from = std::max(blocks_.begin(b), first + begin), to = std::min(blocks_.end(b), first + end);
-      bool some = false;
-      for (int r = row; r < row + rows; ++r) some |= smoothing_.is_smooth(r, b);
-      if (from >= to || !some) continue;
-      alignas(64) float smooth[Operands::kMostRows * kPanelCols];
-      multiply(smoothed(), b, row, rows, begin, end, smooth, kPanelCols);
-      for (int r = 0; r < rows; ++r)
-        if (smoothing_.is_smooth(row + r, b))
-          std::copy_n(smooth + r * kPanelCols + (from - first - begin), to - from,
-                      s + r * kStripStride + (from - first - begin));
-    }
+    scores_to(strip_ + static_cast<int64_t>(row) * kStripStride + panel_ * kPanelCols, kStripStride, row, rows, begin,
+              end, None());
+  }
+
+  int steps() const { return operands_.steps(); }
+  template <class Between>
+  void scores_to(float* to, int64_t stride, int rows, int begin, int end, Between between) {
+    scores_to(to, stride, 0, rows, begin, end, between);
   }
 
  private:
+  struct None {};
+
+  template <class Between>
+  void scores_to(float* to, int64_t stride, int row, int rows, int begin, int end, Between between) {
+    begin = begin / 16 * 16, end = (end + 15) / 16 * 16;
+    const int first = panel_ * kPanelCols;
+    float* s = to + begin;
+    if (const int b = smoothing_.block_of(row, rows, first + begin, first + end); b >= 0)
+      return multiply(smoothed(), b, row, rows, begin, end, s, stride, between);
+    multiply(plain(), -1, row, rows, begin, end, s, stride, between);
+    if (!smoothing_.active()) return;
+    for (int b = 0; b < kWeightBlocks; ++b) {
+      const int from = std::max(blocks_.begin(b), first + begin), last = std::min(blocks_.end(b), first + end);
+      bool some = false;
+      for (int r = row; r < row + rows; ++r) some |= smoothing_.is_smooth(r, b);
+      if (from >= last || !some) continue;
+      alignas(64) float smooth[Operands::kMostRows * kPanelCols];
+      multiply(smoothed(), b, row, rows, begin, end, smooth, kPanelCols, None());
+      for (int r = 0; r < rows; ++r)
+        if (smoothing_.is_smooth(row + r, b))
+          std::copy_n(smooth + r * kPanelCols + (from - first - begin), last - from,
+                      s + r * stride + (from - first - begin));
+    }
+  }
+
   static constexpr int kPanelCols = Operands::kPanelCols;
 
   // Keys as they are, or smoothed.
@@ -105,12 +119,19 @@ class QuantisedKeys {
     });
   }
 
-  void multiply(const Form& form, int block, int row, int rows, int begin, int end, float* out,
-                int64_t out_stride) const {
+  template <class Between>
+  void multiply(const Form& form, int block, int row, int rows, int begin, int end, float* out, int64_t out_stride,
+                Between between) const {
     static constexpr float kNone = 0;
-    operands_.multiply(row, rows, form.panels.at() + begin, end - begin, form.scale + panel_ * kPanelCols + begin,
-                       block < 0 ? &kNone : smoothing_.shift(row, block), block < 0 ? 0 : Smoothing::kShiftStride, out,
-                       out_stride);
+    const float* shift = block < 0 ? &kNone : smoothing_.shift(row, block);
+    const int64_t shift_stride = block < 0 ? 0 : Smoothing::kShiftStride;
+    const auto* panel = form.panels.at() + begin;
+    const float* scales = form.scale + panel_ * kPanelCols + begin;
+    if constexpr (std::is_same_v<Between, None>) {
+      operands_.multiply(row, rows, panel, end - begin, scales, shift, shift_stride, out, out_stride);
+    } else {
+      operands_.multiply(row, rows, panel, end - begin, scales, shift, shift_stride, out, out_stride, between);
+    }
   }
 
   const SplitJob& job_;

@@ -109,7 +109,8 @@ class Smoothing {
     const uint64_t* mask =
         job_.mask ? job_.mask + row / job_.tokens * job_.mask_head_stride + row % job_.tokens * (kStripCols / 64)
                   : nullptr;
-    if (!mask && v.a0 <= 0 && v.a1 >= job_.cols) return complete_;
+    const bool whole = (v.a0 <= 0 && v.a1 >= job_.cols) || (v.b0 <= 0 && v.b1 >= job_.cols);
+    if (whole && !mask) return complete_;
     unsigned seen = 0;
     for (int b = 0; b < kWeightBlocks; ++b) {
       const int begin = blocks_.begin(b), end = blocks_.end(b);

@@ -37,6 +37,13 @@ class Spans {
     }
     return hull;
   }
+  // What lies in [first, last).
+  Spans part(int first, int last) const {
+    Spans part;
+    for (const Span& s : *this)
+      if (const Span in{std::max(s.begin, first), std::min(s.end, last)}; !in.empty()) part.append(in);
+    return part;
+  }
   void append(Span s) {
     if (count_ > 0 && spans_[count_ - 1].end == s.begin) {
       spans_[count_ - 1].end = s.end;

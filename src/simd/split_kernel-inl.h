@@ -25,6 +25,7 @@ HWY_BEFORE_NAMESPACE();
 // What follows needs what precedes.
 #include "simd/products_quantised-inl.h"
 #if ATTEND_BF16_DOT
+#include "simd/passing_weights-inl.h"
 #include "simd/products_bf16-inl.h"
 #include "simd/products_int8-inl.h"
 // What follows needs what precedes.
@@ -72,6 +73,10 @@ class Split {
 
  private:
   static constexpr int kBlockRows = Products::kBlockRows, kGroupRows = Products::kGroupRows;
+  // Whether weights can be made of scores while these pass by.
+  static constexpr bool kPasses = requires(Products & products) {
+    products.pass_weights();
+  };
 
   float* strip_row(int r) {
     return strip_ + static_cast<int64_t>(r) * kStripStride;
@@ -102,28 +107,42 @@ class Split {
       return;
     }
     products_.take_block(first, count, strip_);
-    scores(count, groups, group_count, spans);
-    if (job_.hook) run_hook(first, count, spans);
-    weigh(first, count, groups);
+    if (!pass(first, count, spans)) {
+      scores(count, groups, group_count, spans);
+      if (job_.hook) run_hook(first, count, spans);
+      for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
+    }
     for (int r = 0; r < count && !job_.sums_only; r += kGroupRows)
       weighted_values(first, r, std::min(kGroupRows, count - r), groups[r / kGroupRows]);
   }
 
-  void weigh(int first, int count, const Spans* groups) {
+  // Scores and weights at once, if they allow it.
+  bool pass([[maybe_unused]] int first, [[maybe_unused]] int count, [[maybe_unused]] const Spans& spans) {
 #if ATTEND_BF16_DOT
-    if constexpr (requires { products_.weight_taker(0, groups[0]); })
-      if (weights_.go_elsewhere()) {
-        static_assert(kGroupRows == kBlockRows);
-        float top = weights_.find_top(first, strip_, groups[0]);
-        for (int r = 0; r < count; ++r) {
-          const float next = r + 1 < count ? weights_.find_top(first + r + 1, strip_row(r + 1), groups[0]) : 0.0f;
-          weights_.weigh_into(first + r, strip_row(r), groups[0], top, products_.weight_taker(r, groups[0]));
-          top = next;
-        }
-        return;
+    if constexpr (kPasses) {
+      static_assert(kGroupRows == kBlockRows);
+      if (!weights_.may_pass()) return false;
+      using Passing = PassingWeights<Products>;
+      Passing passing(job_, weights_, products_, first, count, products_.steps(), strip_);
+      for (int panel = 0; panel * Passing::kCols < kStripCols; ++panel) {
+        const int begin = panel * Passing::kCols;
+        const Span seen = spans.within(begin, begin + Passing::kCols);
+        if (seen.empty()) continue;
+        products_.take_panel(panel);
+        products_.scores_to(passing.next(), Passing::kStride, count, seen.begin - begin, seen.end - begin,
+                            [&]() HWY_ATTR { passing.some(); });
+        passing.take(begin);
       }
+      uint64_t again = passing.finish();
+      if (again != 0) scores(count, &spans, 1, spans);
+      for (; again != 0; again &= again - 1) {
+        const int r = __builtin_ctzll(again);
+        weights_.weigh_again(first + r, strip_row(r), spans, products_.weight_taker(r));
+      }
+      return true;
+    }
 #endif
-    for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
+    return false;
   }
 
   float* acc_row(int row) {

@@ -29,14 +29,18 @@ class RowWeights {
   }
   bool plain() const { return by_softmax() && job_.softcap == 0 && !job_.bias && !job_.hook; }
 #if ATTEND_BF16_DOT
-  // From here on weights by softmax are short_exp2_of() scores, which come without `scale` > 0.
+  // From here on weights by softmax are short_exp2_of() scores, which come without `scale` > 0. They are relative to the
+  // largest score of the first 64 positions of which the row sees a key, or of all if their sum is then above kMostSum.
   void shorten(float scale) {
     scale_ = scale;
   }
-  // Whether rows can be weighed by weigh_into(), with the bits that weigh() gives.
-  bool go_elsewhere() const {
-    return scale_ != 0 && job_.softcap == 0 && !mark_ && dense_ && !job_.scores && !job_.statistics;
+  // Whether rows can be weighed by PassingWeights, with the bits that weigh() gives.
+  bool may_pass() const {
+    return scale_ != 0 && job_.softcap == 0 && !mark_ && !job_.scores && !job_.statistics && dense_ &&
+           first_position() % kFirst == 0;
   }
+  static constexpr int kFirst = 64;
+  static constexpr float kMostSum = 0x1p48f;
 #endif
 
   const ColumnRanges& visible(int row) const {
@@ -58,16 +62,7 @@ class RowWeights {
     const float max = softmax ? largest(s, spans) : 0.0f;
 #if ATTEND_BF16_DOT
     if (scale_ != 0) {
-      auto put = [&](int c, auto... vectors) HWY_ATTR {
-        const F32 d;
-        for (Vec p : {vectors...}) {
-          if (mark_) p = hn::IfThenElse(hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
-          hn::StoreU(p, d, s + c);
-          c += 16;
-        }
-      };
-      short_exponentials(row, s, spans, max, put);
-      if (!dense_) job_.sum[row] = total_by_position(s, spans, false);
+      weigh_briefly(row, s, spans, max);
       if (job_.statistics) gather(row, s, spans);
       return;
     }
@@ -93,16 +88,36 @@ class RowWeights {
   }
 
 #if ATTEND_BF16_DOT
-  // weigh() in two steps, for weights that put(column, 16 or 32 weights) takes instead of the strip. Hides what `row` does
-  // not see and finds its largest score; the next row's is best asked for before weigh_into().
-  float find_top(int row, float* s, const Spans& all) const {
+  // Hides what `row` does not see of columns [span.begin, span.end) at s.
+  void hide_passing(int row, float* s, const Span& span) const {
+    hide(row, s - span.begin, span);
+  }
+  // The weights of 16 scores at s, 2^(scale s - offset).
+  static HWY_INLINE Vec weight(const float* s, Vec scale, Vec offset) {
+    return short_exp2_of(hn::MulSub(hn::LoadU(F32(), s), scale, offset));
+  }
+  float exponent_scale() const {
+    return scale_ * 1.44269504f;
+  }
+  float exponent_offset(float top) const {
+    return top == kNegInf ? 0.0f : top * exponent_scale();
+  }
+  // Sets max and sum of a row; whether weights should be relative to its largest score instead.
+  bool keep_sum(int row, float top, float sum) const {
+    job_.max[row] = top == kNegInf ? kNegInf : top * scale_;
+    job_.sum[row] = sum;
+    return !(sum <= kMostSum);
+  }
+  bool keep_sum(int row, float top, Vec sum) const {
+    return keep_sum(row, top, total(&sum));
+  }
+  // weigh() of a row whose sum was too large; put(column, 16 or 32 weights) takes them instead of the strip.
+  template <class Put>
+  HWY_INLINE void weigh_again(int row, float* s, const Spans& all, Put put) const {
     const Spans spans = rounded(all);
     for (const Span& span : spans) hide(row, s, span);
-    return largest(s, spans);
-  }
-  template <class Put>
-  HWY_INLINE void weigh_into(int row, const float* s, const Spans& all, float top, Put put) const {
-    short_exponentials(row, s, rounded(all), top, put);
+    const float top = largest(s, spans);
+    keep_sum(row, top, short_exponentials(s, spans, top, put));
   }
 #endif
 
@@ -150,7 +165,8 @@ class RowWeights {
 
   void hide(int row, float* s, const Span& span) const {
     const ColumnRanges& v = visible(row);
-    if (v.a0 <= span.begin && span.end <= v.a1 && !job_.mask) return;
+    const bool whole = (v.a0 <= span.begin && span.end <= v.a1) || (v.b0 <= span.begin && span.end <= v.b1);
+    if (whole && !job_.mask) return;
     int from = span.begin;
     for (const Span& seen : {Span{v.a0, v.a1}, Span{v.b0, v.b1}}) {
       if (seen.empty() || seen.end <= span.begin || seen.begin >= span.end) continue;
@@ -237,14 +253,59 @@ class RowWeights {
   }
 
 #if ATTEND_BF16_DOT
+  // In place; `max`: the largest score.
+  void weigh_briefly(int row, float* s, const Spans& spans, float max) {
+    auto put = [&](int c, auto... vectors) HWY_ATTR {
+      const F32 d;
+      for (Vec p : {vectors...}) {
+        if (mark_) p = hn::IfThenElse(hn::Eq(hn::LoadU(d, s + c), hn::Set(d, kNegInf)), hn::Set(d, -0.0f), p);
+        hn::StoreU(p, d, s + c);
+        c += 16;
+      }
+    };
+    auto weigh = [&](float top) HWY_ATTR {
+      const Vec sum = short_exponentials(s, spans, top, put);
+      return dense_ ? keep_sum(row, top, sum) : keep_sum(row, top, total_by_position(s, spans, false));
+    };
+    const float top = first_top(s, spans);
+    const bool safe = (max - top) * scale_ <= kSafeDistance;
+    if (!safe) std::copy_n(s, kStripCols, before_);
+    if (!weigh(top) || safe) return;
+    std::copy_n(before_, kStripCols, s);
+    weigh(max);
+  }
+  static constexpr float kSafeDistance = 26;  // 512 e^26 < kMostSum
+
+  int64_t first_position() const {
+    return job_.k_position ? job_.k_position[0] : job_.first_position;
+  }
+  // Of the first 64 positions with a score above -inf.
+  float first_top(const float* s, const Spans& spans) const {
+    float top = kNegInf;
+    if (dense_ && first_position() % kFirst == 0) {
+      for (int c = spans.begin()->begin / kFirst * kFirst; c < kStripCols && top == kNegInf; c += kFirst)
+        if (const Spans part = spans.part(c, c + kFirst); !part.empty()) top = largest(s, part);
+      return top;
+    }
+    int64_t block = -1;
+    for (const Span& span : spans)
+      for (int c = span.begin; c < std::min(span.end, job_.cols); ++c) {
+        const int64_t position = job_.k_position ? job_.k_position[c] : job_.first_position + c;
+        if (position / kFirst != block && top > kNegInf) return top;
+        block = position / kFirst;
+        top = s[c] > top ? s[c] : top;
+      }
+    return top;
+  }
+
+  // Their sum, in lanes.
   template <class Put>
-  HWY_INLINE void short_exponentials(int row, const float* s, const Spans& spans, float max, Put put) const {
+  HWY_INLINE Vec short_exponentials(const float* s, const Spans& spans, float top, Put put) const {
     const F32 d;
-    const float factor = scale_ * 1.44269504f;
-    const Vec scale = hn::Set(d, factor), offset = hn::Set(d, max == kNegInf ? 0.0f : max * factor);
+    const Vec scale = hn::Set(d, exponent_scale()), offset = hn::Set(d, exponent_offset(top));
     Vec sum = hn::Zero(d);
     auto weights = [&](int c) HWY_ATTR {
-      const Vec p = short_exp2_of(hn::MulSub(hn::LoadU(d, s + c), scale, offset));
+      const Vec p = weight(s + c, scale, offset);
       sum = hn::Add(sum, p);
       return p;
     };
@@ -256,8 +317,7 @@ class RowWeights {
       }
       if (c < span.end) put(c, weights(c));
     }
-    job_.max[row] = max == kNegInf ? kNegInf : max * scale_;
-    job_.sum[row] = total(&sum);
+    return sum;
   }
 #endif
 
@@ -317,24 +377,6 @@ class RowWeights {
       for (int c = span.begin; c < span.end; c += 16)
         for (int i = 0; i < 16 / kLanes; ++i) lanes[i] = hn::Add(lanes[i], hn::LoadU(d, p + c + i * kLanes));
     return total(lanes);
-  }
-
-  // The 16 lanes in one order on every instruction set: halves, quarters, eighths, pairs. Rotating the lanes changes
-  // nothing, so it does not matter at which position column 0 stands.
-  static float total(Vec* lanes) {
-    for (int half = 8 / kLanes; half >= 1; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] = hn::Add(lanes[i], lanes[i + half]);
-    return total_of_lanes<kLanes>(lanes[0]);
-  }
-  template <int64_t kCount, class V>
-  static HWY_INLINE float total_of_lanes(V x) {
-    if constexpr (kCount > 4) {
-      const hn::Half<hn::DFromV<V>> half;
-      return total_of_lanes<kCount / 2>(hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
-    } else {
-      x = hn::Add(x, hn::Shuffle1032(x));
-      return hn::GetLane(hn::Add(x, hn::Shuffle2301(x)));
-    }
   }
 
   float total_by_position(const float* p, const Spans& spans, bool magnitudes) const {

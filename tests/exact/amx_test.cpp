@@ -107,6 +107,53 @@ TEST_F(Amx, TilesAndDotProductsAgree) {
     }
 }
 
+// Weights are relative to a score of the first 64 keys of a split. Where others are far larger, to those.
+TEST_F(Amx, ScoresMayGrowWithoutBoundAlongASplit) {
+  for (const Compute compute : {Compute::kBF16, Compute::kInt8Qk, Compute::kInt8})
+    for (const float growth : {0.01f, 0.1f, 1.0f, 10.0f}) {
+      test::SmallCall call(1, 2, 1, 70, 700, 64, 64);
+      for (int64_t j = 0; j < 700; ++j)
+        for (int64_t c = 0; c < 64; ++c) {
+          float& k = call.k[static_cast<size_t>(j * 64 + c)];
+          k = to_f32(to_bf16((c == 0 ? growth * static_cast<float>(j) : 0.1f * k)));
+        }
+      for (size_t i = 0; i < call.q.size(); ++i) call.q[i] = to_f32(to_bf16(i % 64 == 0 ? 1.0f : call.q[i]));
+      const SoftmaxOptions options{.causal = true, .compute = compute};
+      test::SmallCall wanted = call;
+      Context context = test::context_for(Isa::kAvx512);
+      wanted.run({.causal = true}, context);
+      const test::SmallCall got = run(call, options, Isa::kAmx, 2), dots = run(call, options, Isa::kAvx512Bf16);
+      for (size_t i = 0; i < got.out.size(); ++i) {
+        if (compute == Compute::kBF16) {
+          ASSERT_NEAR(got.out[i], wanted.out[i], 0.03) << "growth " << growth << ", element " << i;
+        }
+        ASSERT_NEAR(got.out[i], dots.out[i], 0.03) << name_of(compute) << ", growth " << growth << ", element " << i;
+      }
+      for (size_t i = 0; i < got.lse.size(); ++i)
+        ASSERT_NEAR(got.lse[i], dots.lse[i], 1e-4f * std::abs(dots.lse[i])) << name_of(compute) << ", row " << i;
+    }
+}
+
+// The way scores take, with a mask or without, changes no bit of what a row that sees the same keys gets.
+TEST_F(Amx, MaskedKeysAreKeysThatOptionsHide) {
+  for (const float growth : {0.0f, 0.5f}) {
+    test::SmallCall call(1, 2, 1, 100, 1100, 64, 48);
+    for (int64_t j = 0; j < 1100; ++j) call.k[static_cast<size_t>(j * 64)] += growth * static_cast<float>(j);
+    for (size_t i = 0; i < call.q.size(); i += 64) call.q[i] = 2;
+    Context building(1);
+    const BlockMask mask =
+        block_mask([](int, int, int i, int j) { return j <= i && j > i - 300; }, {1, 1, 1100, 1100}, building);
+    for (const Compute compute : {Compute::kBF16, Compute::kInt8Qk, Compute::kInt8}) {
+      const test::SmallCall built_in = run(call, {.causal = true, .window = 300, .compute = compute}, Isa::kAmx);
+      test::SmallCall masked = call;
+      Context context = test::context_for(Isa::kAmx);
+      masked.run({.compute = compute}, context, {.mask = &mask});
+      EXPECT_EQ(built_in.out, masked.out) << name_of(compute) << ", growth " << growth;
+      EXPECT_EQ(built_in.lse, masked.lse) << name_of(compute) << ", growth " << growth;
+    }
+  }
+}
+
 // A row alone, in tiles of one row, is the row among 70.
 TEST_F(Amx, ARowDoesNotDependOnTheRowsBesideIt) {
   const int64_t queries = 70, width = 48;

@@ -7,8 +7,9 @@
 // over the visible columns j, with s = bias + cap(hook(scale * q . k)); other normalisers (attend/simd/normalizer.h)
 // leave max at 0 and weigh by p = f(s), so that their partials merge by addition. Results of a row depend on its own
 // query and on the keys it sees, by position, and on nothing else: neither on the other rows, nor on the slots of the
-// keys, nor on keys that it does not see. Dots accumulate in ascending d, acc in ascending position, sum in 16 lanes by
-// position mod 16.
+// keys, nor on keys that it does not see. Weights that are rounded to 8 bits or fewer may be relative to another of the
+// row's scores, which takes nothing from their precision; max[r] is that one then. Dots accumulate in ascending d, acc
+// in ascending position, sum in 16 lanes by position mod 16.
 #include <cstdint>
 #include <span>
 
