@@ -1,5 +1,7 @@
 // Weights of scores that pass by, 64 columns at a time, and never leave the first cache. See math-inl.h on how it is
 // included.
+#include <immintrin.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -16,8 +18,7 @@ class PassingWeights {
 
   // Rows [first, first + count) of the job; `chunks`: [2, kMostBlockRows, kStride], aligned to 64 bytes. `steps`: times
   // that some() will be called for a chunk.
-  PassingWeights(const SplitJob& job, const RowWeights& weights, Products& products, int first, int count, int steps,
-                 float* chunks)
+  PassingWeights(const RowWeights& weights, Products& products, int first, int count, int steps, float* chunks)
       : weights_(weights),
         products_(products),
         first_(first),
@@ -35,7 +36,6 @@ class PassingWeights {
       top_[r] = kNegInf, offset_[r] = 0;
     }
     std::fill_n(sums_, count * 16, 0.0f);
-    if (job.mask) all_see_ = {0, 0};
     products.pass_weights();
   }
 
@@ -47,8 +47,7 @@ class PassingWeights {
     std::swap(pending_, next_);
     begin_ = begin, row_ = 0;
     if (begin < all_see_.begin || begin + kCols > all_see_.end)
-      for (int r = 0; r < count_; ++r)
-        weights_.hide_passing(first_ + r, pending_ + r * kStride, {begin, begin + kCols});
+      for (int r = 0; r < count_; ++r) hide(weights_.visible(first_ + r), pending_ + r * kStride);
     for (uint64_t rows = new_rows_; rows != 0; rows &= rows - 1) {
       const int r = __builtin_ctzll(rows);
       top_[r] = largest_of_64(pending_ + r * kStride);
@@ -74,6 +73,18 @@ class PassingWeights {
     const F32 d;
     const Vec low = hn::Max(hn::LoadU(d, s), hn::Max(hn::LoadU(d, s + 16), hn::Set(d, kNegInf)));
     return hn::GetLane(hn::MaxOfLanes(d, hn::Max(hn::LoadU(d, s + 32), hn::Max(hn::LoadU(d, s + 48), low))));
+  }
+
+  // What a row does not see of the pending chunk.
+  HWY_INLINE void hide(const ColumnRanges& seen, float* s) const {
+    auto bits = [&](int begin, int end) {
+      begin = std::max(begin - begin_, 0), end = std::min(end - begin_, kCols);
+      return begin < end ? ~uint64_t{0} >> (kCols - (end - begin)) << begin : uint64_t{0};
+    };
+    const uint64_t hidden = ~(bits(seen.a0, seen.a1) | bits(seen.b0, seen.b1));
+    const __m512 none = _mm512_set1_ps(kNegInf);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCols; i += 16) _mm512_mask_storeu_ps(s + i, static_cast<__mmask16>(hidden >> i), none);
   }
 
   HWY_INLINE void weigh(int end) {

@@ -123,7 +123,7 @@ class Split {
       static_assert(kGroupRows == kBlockRows);
       if (!weights_.may_pass()) return false;
       using Passing = PassingWeights<Products>;
-      Passing passing(job_, weights_, products_, first, count, products_.steps(), strip_);
+      Passing passing(weights_, products_, first, count, products_.steps(), strip_);
       for (int panel = 0; panel * Passing::kCols < kStripCols; ++panel) {
         const int begin = panel * Passing::kCols;
         const Span seen = spans.within(begin, begin + Passing::kCols);

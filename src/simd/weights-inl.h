@@ -88,10 +88,6 @@ class RowWeights {
   }
 
 #if ATTEND_BF16_DOT
-  // Hides what `row` does not see of columns [span.begin, span.end) at s.
-  void hide_passing(int row, float* s, const Span& span) const {
-    hide(row, s - span.begin, span);
-  }
   // The weights of 16 scores at s, 2^(scale s - offset).
   static HWY_INLINE Vec weight(const float* s, Vec scale, Vec offset) {
     return short_exp2_of(hn::MulSub(hn::LoadU(F32(), s), scale, offset));
