@@ -60,6 +60,11 @@ void clear(const View& v) {
   }
 }
 
+// Rows [first, end) of a head.
+void clear_rows(const View& v, int64_t b, int64_t head, int64_t first, int64_t end) {
+  for (int64_t i = first; v.data && i < end; ++i) std::fill_n(v.at<float>({b, head, i}), v.shape[3], 0.0f);
+}
+
 class Backward {
  public:
   Backward(const Problem& problem, const AttnOut& forward, const AttnOutGrad& grad_out, const AttnGrad& grad_in,
@@ -79,8 +84,8 @@ class Backward {
   }
 
   void run() {
-    for (const View& v : {grad_.q, grad_.k, grad_.v, grad_.bias, grad_.sink_logits}) clear(v);
-    if (p_.batch * p_.heads * p_.queries == 0) return;
+    clear(grad_.bias), clear(grad_.sink_logits);
+    if (p_.batch * p_.heads * p_.queries == 0) return clear(grad_.k), clear(grad_.v);
     const size_t threads = static_cast<size_t>(context_.threads);
     if (context_.scratch.size() <= threads) context_.scratch.resize(threads + 1);
     const int64_t bytes = Buffers{}.carve(nullptr, p_.d, p_.dv);
@@ -194,6 +199,15 @@ class Backward {
             }
           tasks_.push_back(std::move(task));
         }
+    // What no task writes.
+    for (int64_t b = 0; b < p_.batch; ++b) {
+      for (int64_t h = 0; h < p_.heads; ++h)
+        for (int64_t block = 0; block < blocks_; ++block)
+          if (dq_turn[static_cast<size_t>((b * p_.heads + h) * blocks_ + block)] == 0)
+            clear_rows(grad_.q, b, h, block * kBackwardRows, block * kBackwardRows + tokens_of(block));
+      for (int64_t h = 0; h < p_.kv_heads; ++h)
+        for (const View& v : {grad_.k, grad_.v}) clear_rows(v, b, h, keys(b, h).count(), v.shape[2]);
+    }
   }
 
   void run_task(size_t index, Buffers& w) {
@@ -212,7 +226,7 @@ class Backward {
       }
       const int64_t place = (task.batch * p_.heads + head) * blocks_ + block;
       dq_turns_.wait(place, piece.dq_turn);
-      if (grad_.q.data && !context_.stop.stop_requested()) add_queries(task.batch, head, block, w);
+      if (grad_.q.data && !context_.stop.stop_requested()) add_queries(task.batch, head, block, w, piece.dq_turn > 0);
       dq_turns_.pass(place);
       if (bias_shared()) bias_turns_.wait(block, piece.bias_turn), bias_turns_.pass(block);
     }
@@ -282,9 +296,9 @@ class Backward {
     std::fill_n(w.q + tokens * p_.d, 16, 0.0f);
   }
 
-  void add_queries(int64_t b, int64_t head, int64_t block, const Buffers& w) const {
+  void add_queries(int64_t b, int64_t head, int64_t block, const Buffers& w, bool to_others) const {
     kernels_.scale_rows(w.dq, padded_dv(p_.d), p_.scale, grad_.q.at<float>({b, head, block * kBackwardRows}),
-                        grad_.q.stride[2], tokens_of(block), p_.d, true);
+                        grad_.q.stride[2], tokens_of(block), p_.d, to_others);
   }
 
   void store(const Task& task, const View& grad, const float* rows, int64_t width) const {

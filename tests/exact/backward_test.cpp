@@ -1,4 +1,5 @@
 // What the conformance grid does not reach of the backward pass: hooks, masks, dropout, biases that axes share.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
@@ -173,6 +174,28 @@ TEST_P(BackwardPass, KeepsABadValueWhereItIsSeen) {
         EXPECT_NEAR(g.k[i * 8 + c], clean.k[i * 8 + c], 1e-4);
       }
     }
+}
+
+TEST_P(BackwardPass, IsZeroForKeysThatDoNotExistAndQueriesThatSeeNone) {
+  test::SmallCall call(3, 4, 2, 120, 300, 8, 12);
+  std::vector<int64_t> lengths{300, 0, 70};
+  Qkv in = call.in();
+  in.kv_lens = dense_view(lengths.data(), DType::kI64, {3});
+  const Gradients g = gradients(call, in, {}, {});
+  auto zeros = [](const std::vector<float>& x, size_t begin, size_t end) {
+    return std::all_of(x.begin() + static_cast<std::ptrdiff_t>(begin), x.begin() + static_cast<std::ptrdiff_t>(end),
+                       [](float e) { return e == 0; });
+  };
+  for (size_t b = 0; b < 3; ++b) {
+    EXPECT_EQ(zeros(g.q, b * 4 * 120 * 8, (b + 1) * 4 * 120 * 8), lengths[b] == 0) << "batch entry " << b;
+    for (size_t head = 2 * b; head < 2 * b + 2; ++head) {
+      const size_t count = static_cast<size_t>(lengths[b]);
+      EXPECT_TRUE(zeros(g.k, (head * 300 + count) * 8, (head + 1) * 300 * 8)) << "batch entry " << b;
+      EXPECT_TRUE(zeros(g.v, (head * 300 + count) * 12, (head + 1) * 300 * 12)) << "batch entry " << b;
+      for (size_t j = 0; j < count; ++j)
+        EXPECT_FALSE(zeros(g.v, (head * 300 + j) * 12, (head * 300 + j + 1) * 12)) << "key " << j;
+    }
+  }
 }
 
 TEST_P(BackwardPass, RefusesWhatItCannotDo) {
