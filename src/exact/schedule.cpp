@@ -82,12 +82,11 @@ class Scheduler {
 
   void run_by_blocks() {
     const int64_t count = static_cast<int64_t>(blocks_.size());
-    parallel_for(context_.threads, count, [&](int64_t i, int worker) {
-      if (context_.stop.stop_requested()) return;
+    parallel_units(count, 64, [&](int64_t i, int worker) {
       const Block& block = blocks_[static_cast<size_t>(i)];
       Workspace& w = workspaces_[static_cast<size_t>(worker)];
       jobs_.prepare(block, w);
-      if (i + context_.threads < count) jobs_.ask_for(blocks_[static_cast<size_t>(i + context_.threads)]);
+      if (i + 1 < count) jobs_.ask_for(blocks_[static_cast<size_t>(i + 1)]);
       const PartialRows whole{w.max, w.sum, w.acc, stride_};
       const Given given{w.given_max, w.given_inverse};
       if (two_passes()) {
@@ -96,6 +95,19 @@ class Scheduler {
       }
       over_splits(block, w, whole, two_passes() ? Pass::kSecond : Pass::kOnly, given);
       deliver(block, whole);
+    });
+  }
+
+  // parallel_for() where a thread takes neighbours, up to `units` times: what it asks for ahead is then its own, and
+  // threads meet seldom over which is next.
+  template <class F>
+  void parallel_units(int64_t count, int64_t units, F f) {
+    const int64_t unit = std::max<int64_t>(1, count / (units * context_.threads));
+    parallel_for(context_.threads, (count + unit - 1) / unit, [&](int64_t u, int worker) {
+      for (int64_t i = u * unit; i < std::min(count, (u + 1) * unit); ++i) {
+        if (context_.stop.stop_requested()) return;
+        f(i, worker);
+      }
     });
   }
 
@@ -146,20 +158,14 @@ class Scheduler {
       return Given{given_max + row, given_inverse + row};
     };
     std::vector<int64_t> prepared(workspaces_.size(), -1);
-    // A thread takes neighbouring splits where there are many: what it asks for ahead is then its own.
-    const int64_t count = static_cast<int64_t>(tasks.size());
-    const int64_t unit = std::max<int64_t>(1, count / (16 * context_.threads));
     auto pass_over = [&](Pass pass) {
-      parallel_for(context_.threads, (count + unit - 1) / unit, [&](int64_t u, int worker) {
+      parallel_units(static_cast<int64_t>(tasks.size()), 16, [&](int64_t i, int worker) {
         Workspace& w = workspaces_[static_cast<size_t>(worker)];
-        for (int64_t i = u * unit; i < std::min(count, (u + 1) * unit); ++i) {
-          if (context_.stop.stop_requested()) return;
-          const Task& task = tasks[static_cast<size_t>(i)];
-          const Block& block = blocks_[static_cast<size_t>(task.block)];
-          if (prepared[static_cast<size_t>(worker)] != task.block) jobs_.prepare(block, w);
-          prepared[static_cast<size_t>(worker)] = task.block;
-          attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
-        }
+        const Task& task = tasks[static_cast<size_t>(i)];
+        const Block& block = blocks_[static_cast<size_t>(task.block)];
+        if (prepared[static_cast<size_t>(worker)] != task.block) jobs_.prepare(block, w);
+        prepared[static_cast<size_t>(worker)] = task.block;
+        attend(block, w, task.split, partial(task.first_row), pass, given(task.block));
       });
       parallel_for(context_.threads, static_cast<int64_t>(blocks_.size()), [&](int64_t i, int worker) {
         if (context_.stop.stop_requested()) return;
