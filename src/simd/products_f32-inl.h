@@ -241,7 +241,9 @@ class F32Values {
       return;
     }
     keys_.each_value_run(span.begin, span.end, [&](const auto v, int64_t stride, int col, int count) {
-      add_columns<true>(row, rows, p + col, v, stride, count);
+      // The first rows have asked for what others read.
+      row == 0 ? add_columns<true>(row, rows, p + col, v, stride, count)
+               : add_columns<false>(row, rows, p + col, v, stride, count);
     });
   }
 
