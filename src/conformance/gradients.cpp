@@ -75,6 +75,7 @@ std::string Suite::compare_gradients(const Call& call, const Tensors& loss) {
         to[std::string(port)] =
             arrays.emplace(port, Guarded(DType::kF32, v.rank, v.shape, call.layout)).first->second.view();
       }
+    const std::unique_lock<std::mutex> pool = pool_for(threads);
     Context several(threads);
     several.isa = isa_;
     op->backward(in, out.tensors(), loss, to, several);

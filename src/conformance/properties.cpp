@@ -181,6 +181,7 @@ void Suite::check_chunks() {
             arg = part(part(std::get<View>(arg), *in_port(name), "Tq", first, n), *in_port(name), "Tk", 0, seen);
           in["q_positions"] = dense_view(positions.data(), DType::kI32, {1, n});
           for (auto& [name, arg] : out) arg = rows_of(std::get<View>(arg), first, n);
+          const std::unique_lock<std::mutex> pool = pool_for(2);
           Context context(2);
           context.isa = isa_;
           registry_.make<Operator>(call.spec)->forward(in, out, Form::kAny, context);

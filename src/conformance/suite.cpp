@@ -118,9 +118,15 @@ Outputs Suite::outputs(const Call& call) const {
 }
 
 void Suite::forward(const Call& call, const Tensors& in, const Outputs& out, int threads) {
+  const std::unique_lock<std::mutex> pool = pool_for(threads);
   Context context(threads);
   context.isa = isa_;
   registry_.make<Operator>(call.spec)->forward(in, out.tensors(), Form::kAny, context);
+}
+
+std::unique_lock<std::mutex> Suite::pool_for(int threads) {
+  static std::mutex pool;
+  return threads > 1 ? std::unique_lock(pool) : std::unique_lock<std::mutex>();
 }
 
 Outputs Suite::result(const Call& call, int threads) {
@@ -225,47 +231,3 @@ void Suite::run() {
 }
 
 }  // namespace attend::conformance
-
-namespace attend {
-
-namespace {
-
-bool has_option(const Entry& entry, std::string_view name) {
-  return std::ranges::any_of(entry.options, [&](const Option& option) { return option.name == name; });
-}
-
-}  // namespace
-
-ConformanceReport check_conformance(const Registry& registry, const ConformanceOptions& options, Context& context) {
-  std::vector<const Entry*> entries;
-  for (const std::string& name : options.names) entries.push_back(&registry.at(name));
-  if (entries.empty()) entries = registry.entries();
-  ConformanceReport report;
-  int64_t done = 0;
-  const int64_t total = static_cast<int64_t>(entries.size()) * kIsaCount;
-  for (const Entry* entry : entries)
-    for (const IsaInfo& info : isa_list()) {
-      if (context.isa && info.isa != *context.isa) continue;
-      if (context.progress) context.progress->update(entry->name, done++, total);
-      const std::string name = fmt::format("{}/{}", entry->name, name_of(info.isa));
-      if (entry->kind != Kind::kMechanism) {
-        if (info.isa == Isa::kAvx2)
-          report.skipped.push_back(
-              {std::string(entry->name), fmt::format("a {} has no operator", name_of(entry->kind))});
-      } else if (!info.usable) {
-        report.skipped.push_back({name, info.why_not});
-      } else if (info.isa == Isa::kAvx512Vnni || info.isa == Isa::kNeonDot) {
-        const std::string_view same = name_of(info.isa == Isa::kNeonDot ? Isa::kNeon : Isa::kAvx512);
-        report.skipped.push_back(
-            {name, fmt::format("attention runs {}'s kernels there; only products of weights differ", same)});
-      } else if (info.isa == Isa::kAmx && !has_option(*entry, "compute")) {
-        report.skipped.push_back({name, "avx512bf16's kernels run there; tiles multiply where `compute` is an option"});
-      } else {
-        conformance::Suite(registry, *entry, info.isa, options.seed, context, report).run();
-      }
-    }
-  if (context.progress) context.progress->update("", total, total);
-  return report;
-}
-
-}  // namespace attend

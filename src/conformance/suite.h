@@ -1,6 +1,7 @@
 #pragma once
 // One entry under test on one instruction set: builds calls, runs properties, records cases.
 #include <functional>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -59,6 +60,8 @@ class Suite {
   Call make_call(const Sizes& sizes, const Spec& spec, DType kv_type, Layout layout,
                  std::set<std::string, std::less<>> optional_ports);
   Outputs outputs(const Call& call) const;
+  // Held while a call has several threads: only one at a time gets the process's pool, others would run on one thread.
+  static std::unique_lock<std::mutex> pool_for(int threads);
   void forward(const Call& call, const Tensors& in, const Outputs& out, int threads);
   Outputs result(const Call& call, int threads = 1);
   // What the reference gives, by output.

@@ -57,6 +57,15 @@ TEST(CommandLine, ShowsOneBarForAllThatIsChecked) {
   EXPECT_NE(shown.out.rfind("reversed", half), std::string::npos);
 }
 
+TEST(CommandLine, TellsOfEachMechanismThatIsChecked) {
+  const Outcome checked = run_app({"check", "gaam"});
+  EXPECT_EQ(checked.code, 0) << checked.error;
+  EXPECT_TRUE(checked.out.starts_with("gaam ")) << checked.out;
+  const std::string line = checked.out.substr(0, checked.out.find('\n'));
+  EXPECT_NE(line.find(" passed    0 failed "), std::string::npos) << line;
+  EXPECT_TRUE(line.ends_with(" s")) << line;
+}
+
 // A benchmark over all rows once stopped at the first that refused its inputs.
 TEST(CommandLine, EveryBenchmarkRowOfAMechanismIsRight) {
   const Outcome checked = run_app({"bench", "--check"});
