@@ -102,13 +102,14 @@ void decode(const CodedKeys& coded, const AttentionCall& row, const View& k, con
 }  // namespace
 
 CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec& spec, int copies) {
-  CallArrays a{make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d}),
-               make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}),
-               {},
-               {},
-               {},
-               {}};
-  fill_normal(a.q.view, 2, 1);
+  auto takes = [&](std::string_view name) {
+    return std::any_of(entry.in.begin(), entry.in.end(), [&](const Port& port) { return port.name == name; });
+  };
+  CallArrays a{{}, make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.dv}), {}, {}, {}, {}};
+  if (takes("q")) {
+    a.q = make_array(DType::kF32, 4, {row.b, row.hq, row.tq, row.d});
+    fill_normal(a.q.view, 2, 1);
+  }
   std::memset(a.out.view.data, 0, static_cast<size_t>(a.out.view.count() * 4));
   if (is_quantised(row.kv_type)) {
     for (auto* arrays : {&a.k, &a.v}) {
@@ -119,20 +120,22 @@ CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec&
     decode(a.coded[0], row, a.k[0].view, a.v[0].view);
     return a;
   }
-  for (int i = 0; i < copies; ++i) {
+  for (int i = 0; i < copies && takes("k"); ++i) {
     a.k.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.d}));
     a.v.push_back(make_array(row.kv_type, 4, {row.b, row.hkv, row.tk, row.dv}));
     fill_normal(a.k.back().view, 1, 2);
     fill_normal(a.v.back().view, 1, 3);
   }
   const auto& learned = entry.traits.gradients;
+  Entry shaped = entry;
+  if (row.axis) shaped.axis = row.axis;
   for (const Port& port : entry.in) {
     const bool small = port.shape.find("Tk") == std::string_view::npos;
     const bool asked = port.required ||
                        (row.backward && small && std::find(learned.begin(), learned.end(), port.name) != learned.end());
     if (!asked || port.name == "q" || port.name == "k" || port.name == "v") continue;
     int rank = 0;
-    const Shape shape = port_shape(entry, port, spec, sizes_of(row), rank);
+    const Shape shape = port_shape(shaped, port, spec, sizes_of(row), rank);
     if (port.types == "i32") {
       const View& view = a.others.emplace(port.name, make_array(DType::kI32, rank, shape)).first->second.view;
       std::mt19937_64 random(4);
@@ -153,7 +156,9 @@ CallArrays make_arrays(const AttentionCall& row, const Entry& entry, const Spec&
 }
 
 Tensors numbers(const CallArrays& a, size_t copy) {
-  Tensors in = {{"q", a.q.view}, {"k", a.k[copy].view}, {"v", a.v[copy].view}};
+  Tensors in;
+  if (a.q.view.data) in["q"] = a.q.view;
+  if (!a.k.empty()) in["k"] = a.k[copy].view, in["v"] = a.v[copy].view;
   for (const auto& [name, array] : a.others) in[name] = array.view;
   return in;
 }

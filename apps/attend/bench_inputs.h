@@ -15,6 +15,9 @@ struct AttentionCall {
   int64_t b, hq, hkv, tq, tk, d, dv;
   DType kv_type;                // of keys
   bool cold, backward = false;  // backward: forward and backward, with the parameters that have gradients
+  // Backward, in place of what pairs of queries and keys of D and Dv elements need.
+  double flops = 0, exps = 0;
+  int64_t (*axis)(std::string_view, const Spec&, const Sizes&) = nullptr;  // in place of the entry's
 };
 
 // Of the values beside keys of a type.
@@ -40,7 +43,7 @@ struct CallArrays {
   Array q, out;
   std::vector<Array> k, v;
   std::vector<CodedKeys> coded;                      // in place of k and v, which then hold the same numbers once
-  std::map<std::string, Array, std::less<>> others;  // required ports beside q, k and v
+  std::map<std::string, Array, std::less<>> others;  // required ports beside q, k and v, of which some have none
 
   size_t copies() const { return coded.empty() ? k.size() : coded.size(); }
 };

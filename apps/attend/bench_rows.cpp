@@ -22,6 +22,27 @@ double flops_of(Compute compute, Limits& limits) {
   return limits.multiply_adds();
 }
 
+// Backward passes of what reads something else than keys.
+std::vector<AttentionCall> backward_without_keys() {
+  AttentionCall mla{
+      "exact/mla-backward-f32-r256", "mla:causal=true,rope=32", 1, 8, 8, 1024, 1024, 96, 64, DType::kF32, false, true};
+  // Latents of four times a head and rotary keys of half of one, as in the paper; every head meets both.
+  constexpr double kRank = 256, kCache = kRank + 32, kTokens = 8 * 1024, kPairs = 8 * (1024 * 1025 / 2.0);
+  mla.axis = [](std::string_view name, const Spec& spec, const Sizes& sizes) -> int64_t {
+    const int64_t rope = spec.integer("rope"), rank = static_cast<int64_t>(kRank);
+    return name == "R" ? rank : name == "C" ? rank + rope : name == "N" ? sizes.d - rope : -1;
+  };
+  // Queries and outputs pass their matrices forward, back, and to the gradients of these.
+  mla.flops = kPairs * 2 * (4 * kCache + 3 * kRank) + kTokens * 2 * 3 * kRank * (64 + 64);
+  mla.exps = kPairs * 2;
+
+  AttentionCall gaam{"exact/gaam-backward-f32-d64", "gaam", 1, 8, 8, 1024, 1024, 64, 64, DType::kF32, false, true};
+  constexpr double kElements = kTokens * 64, kGaussians = 4;
+  gaam.flops = kElements * (16 * kGaussians + 50);  // attend/exact/gaam.h
+  gaam.exps = kElements * 2;
+  return {mla, gaam};
+}
+
 std::vector<AttentionCall> attentions() {
   const std::string causal = "softmax:causal=true", full = "softmax";
   constexpr DType f32 = DType::kF32, f16 = DType::kF16, bf16 = DType::kBF16, q8 = DType::kQ8_0, q4 = DType::kQ4_0,
@@ -83,7 +104,7 @@ std::vector<AttentionCall> attentions() {
     const Port* k = nullptr;
     for (const Port& port : entry->in)
       if (port.name == "k") k = &port;
-    if (!k) continue;  // no queries and keys, no share of what pairs of them cost
+    if (!k) continue;
     const bool halves = k->types.find("f16") != std::string_view::npos;
     const AttentionCall shapes[] = {{name + "-prefill-f32-d64", spec, 1, 8, 8, 2048, 2048, 64, 64, f32, false},
                                     {name + (halves ? "-decode-f16-8x2-32k" : "-decode-f32-8x2-32k"), spec, 1, 8, 2, 1,
@@ -97,9 +118,11 @@ std::vector<AttentionCall> attentions() {
     if (std::none_of(std::begin(shapes), std::end(shapes), takes) && takes(shorter)) rows.push_back(shorter);
     for (const AttentionCall& shape : shapes)
       if (takes(shape)) rows.push_back(shape);
-    const AttentionCall back{name + "-backward-f32-d64", spec, 1, 8, 8, 1024, 1024, 64, 64, f32, false, true};
+    AttentionCall back{name + "-backward-f32-d64", spec, 1, 8, 8, 1024, 1024, 64, 64, f32, false, true};
+    if (!takes(back)) back.name += "-256", back.tq = back.tk = 256;
     if (!entry->traits.gradients.empty() && takes(back)) rows.push_back(back);
   }
+  for (const AttentionCall& row : backward_without_keys()) rows.push_back(row);
   return rows;
 }
 
@@ -204,14 +227,15 @@ BenchResult run_backward(const AttentionCall& row, Limits& limits, Context& cont
   BenchResult result = prove_backward(row, context);
   if (!result.failure.empty()) return result;
   const double pairs = visible_pairs(row, entry, spec) * static_cast<double>(row.b * row.hq);
-  result.flops = pairs * 2 * static_cast<double>(4 * row.d + 3 * row.dv);
+  result.flops = row.flops > 0 ? row.flops : pairs * 2 * static_cast<double>(4 * row.d + 3 * row.dv);
+  const double exps = row.flops > 0 ? row.exps : 2 * pairs;
   const CallArrays arrays = make_arrays(row, entry, spec, 1);
   const Gradients all(entry, *op, arrays, DType::kF32);
   measure(
       result, [&] { all.run(*op, context); },
       [&] {
         const double flops = std::max(limits.multiply_adds(), limits.multiply_adds());
-        return result.flops / flops + 2 * pairs / std::max(limits.exponentials(), limits.exponentials());
+        return result.flops / flops + exps / std::max(limits.exponentials(), limits.exponentials());
       },
       context);
   return result;

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cctype>
@@ -6,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "attend/tensor/registry.h"
 #include "support/run_app.h"
 
 namespace attend::test {
@@ -72,6 +74,10 @@ TEST(CommandLine, EveryBenchmarkRowOfAMechanismIsRight) {
   EXPECT_EQ(checked.code, 0) << checked.out << checked.error;
   EXPECT_NE(checked.out.find("exact/sentinel-prefill-f32-d64"), std::string::npos) << checked.out;
   EXPECT_NE(checked.out.find("exact/threads-backward-all"), std::string::npos) << checked.out;
+  for (const Entry* entry : registry().entries())
+    if (entry->kind == Kind::kMechanism && entry->name != "softmax") {
+      EXPECT_NE(checked.out.find(fmt::format("/{}-backward-", entry->name)), std::string::npos) << entry->name;
+    }
   EXPECT_NE(checked.out.find(" 0 wrong\n"), std::string::npos) << checked.out;
 }
 
