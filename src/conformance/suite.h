@@ -85,6 +85,7 @@ class Suite {
   Random random_;
   uint64_t seed_;
   std::map<std::string, double, std::less<>> bound_share_;  // of gradients: the least bound to the largest element
+  int64_t gradients_checked_ = 0;
   Compute compute_ = Compute::kF32;  // of the specs of properties, where the entry has such an option
   Context& context_;
   ConformanceReport& report_;

@@ -135,8 +135,8 @@ class Slice {
         Isa isa)
       : pre_sums(pre, p.heads, exact::padded_keys(keys)),
         post_sums(post, p.heads, exact::padded_keys(keys)),
-        dk(floats(p.kv_heads * keys * p.d)),
-        dv(floats(p.kv_heads * keys * p.dv)),
+        dk(to.k.data ? floats(p.kv_heads * keys * p.d) : std::vector<float>()),
+        dv(to.v.data ? floats(p.kv_heads * keys * p.dv) : std::vector<float>()),
         p_(p),
         d_out_view_(d_out),
         to_(to),
@@ -166,7 +166,7 @@ class Slice {
   }
 
   MapSums pre_sums, post_sums;
-  std::vector<float> dk, dv;  // [Hkv, Tk, D], [Hkv, Tk, Dv]
+  std::vector<float> dk, dv;  // [Hkv, Tk, D], [Hkv, Tk, Dv]; empty if nobody asks for them
 
  private:
   float* at(std::vector<float>& x, int64_t h, int64_t r) const { return rows_.at(x.data(), h, r); }
@@ -181,14 +181,18 @@ class Slice {
     };
     copy(scores_, weights_);
     rows_.weigh(pre_.map, r, weights_.data());
-    copy(weights_, composed_);
-    rows_.compose(post_.map, r, composed_.data());
-    pull(post_, post_sums, b, i, r, weights_);
+    if (to_.v.data) {
+      copy(weights_, composed_);
+      rows_.compose(post_.map, r, composed_.data());
+      rows_.clear_hidden(r, composed_.data());
+    }
+    const bool to_scores = to_.q.data || to_.k.data || pre_.wanted;
+    if (to_scores || post_.wanted) pull(post_, post_sums, b, i, r, weights_);
+    if (!to_scores) return;
     for (int64_t h = 0; h < p_.heads; ++h)
       exact::run_under(
           isa_, PullSoftmax{at(weights_, h, r) + seen.begin, at(slopes_, h, r) + seen.begin, seen.end - seen.begin});
     pull(pre_, pre_sums, b, i, r, scores_);
-    rows_.clear_hidden(r, composed_.data());
     rows_.clear_hidden(r, slopes_.data());
   }
 
@@ -212,10 +216,14 @@ class Slice {
         for (int64_t c = 0; c < p_.d; ++c) to[c] = p_.scale * dq_[static_cast<size_t>(r * p_.d + c)];
       }
     }
-    exact::turn_rows(at(slopes_, h, 0), rows_.stride(), count, last, across_.data());
-    kernels_.add_rows(across_.data(), count, last, count, q, p_.d, p_.d, dk.data() + kv * keys_ * p_.d, p_.d);
-    exact::turn_rows(at(composed_, h, 0), rows_.stride(), count, last, across_.data());
-    kernels_.add_rows(across_.data(), count, last, count, d, p_.dv, p_.dv, dv.data() + kv * keys_ * p_.dv, p_.dv);
+    if (to_.k.data) {
+      exact::turn_rows(at(slopes_, h, 0), rows_.stride(), count, last, across_.data());
+      kernels_.add_rows(across_.data(), count, last, count, q, p_.d, p_.d, dk.data() + kv * keys_ * p_.d, p_.d);
+    }
+    if (to_.v.data) {
+      exact::turn_rows(at(composed_, h, 0), rows_.stride(), count, last, across_.data());
+      kernels_.add_rows(across_.data(), count, last, count, d, p_.dv, p_.dv, dv.data() + kv * keys_ * p_.dv, p_.dv);
+    }
   }
 
   const exact::Problem& p_;

@@ -143,10 +143,14 @@ void rcmha_attention_backward(const Qkv& in, const RcmhaKernels& kernels, const 
                               {"content_bias", grad_in.content_bias, tables.content},
                               {"distance_bias", grad_in.distance_bias, tables.bias}});
   const Qkv convolved = call.convolved(context);
-  auto like = [&](int index, const View& x) {
+  // Of what is convolved, where anything before the convolution has a gradient.
+  auto like = [&](int index, const View& x, std::initializer_list<const View*> wanted) {
+    if (std::ranges::none_of(wanted, [](const View* to_x) { return to_x->data != nullptr; })) return View();
     return dense_view(exact::kept_floats(context, index, x.count()), DType::kF32, 4, x.shape);
   };
-  const View dq = like(4, in.q), dk = like(5, in.k), dv = like(6, in.v);
+  const View dq = like(4, in.q, {&grad_in.q, &to.kernel_q, &to.shift_q}),
+             dk = like(5, in.k, {&grad_in.k, &to.kernel_k, &to.shift_k}),
+             dv = like(6, in.v, {&grad_in.v, &to.kernel_v, &to.shift_v});
   relative_attention_backward(convolved, tables, {.causal = options.causal, .scale = options.scale}, grad_out,
                               {.q = dq,
                                .k = dk,
@@ -156,9 +160,9 @@ void rcmha_attention_backward(const Qkv& in, const RcmhaKernels& kernels, const 
                                .distance_bias = grad_in.distance_bias},
                               context);
   float* wide = call.wide(context);
-  convolve_back(in.q, kernels.kernel_q, dq.as<float>(), context, wide, grad_in.q, to.kernel_q, to.shift_q);
-  convolve_back(in.k, kernels.kernel_k, dk.as<float>(), context, wide, grad_in.k, to.kernel_k, to.shift_k);
-  convolve_back(in.v, kernels.kernel_v, dv.as<float>(), context, wide, grad_in.v, to.kernel_v, to.shift_v);
+  if (dq.data) convolve_back(in.q, kernels.kernel_q, dq.as<float>(), context, wide, grad_in.q, to.kernel_q, to.shift_q);
+  if (dk.data) convolve_back(in.k, kernels.kernel_k, dk.as<float>(), context, wide, grad_in.k, to.kernel_k, to.shift_k);
+  if (dv.data) convolve_back(in.v, kernels.kernel_v, dv.as<float>(), context, wide, grad_in.v, to.kernel_v, to.shift_v);
 }
 
 }  // namespace attend
