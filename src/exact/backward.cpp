@@ -8,9 +8,8 @@
 #include "attend/simd/isa.h"
 #include "attend/tensor/parallel.h"
 #include "exact/mask_rows.h"
-#include "exact/problem.h"
+#include "exact/slots.h"
 #include "exact/turns.h"
-#include "exact/workspace.h"
 
 namespace attend {
 namespace exact {
@@ -141,16 +140,6 @@ class Backward {
     }
   }
 
-  SlotRanges slots(int64_t b, int64_t kv_head, int64_t i) const {
-    const int64_t position = p_.position(b, i);
-    const Visible seen = visible_from(position, p_.options, p_.document(b, position));
-    const Keys& k = keys(b, kv_head);
-    auto to_slots = [&](KeyRange r) {
-      return r.begin < r.end ? KeyRange{k.lower_slot(r.begin), k.lower_slot(r.end)} : KeyRange{};
-    };
-    return {to_slots(seen.a), to_slots(seen.b)};
-  }
-
   bool mask_meets(int64_t b, int64_t h, int64_t block, int64_t chunk) const {
     if (!p_.variant.mask) return true;
     std::vector<int32_t> positions;
@@ -172,7 +161,7 @@ class Backward {
           SlotRanges& hull = hulls[static_cast<size_t>((b * p_.kv_heads + h) * blocks_ + block)];
           hull = {{kNoEnd, 0}, {kNoEnd, 0}};
           for (int64_t t = 0; t < tokens_of(block); ++t) {
-            const SlotRanges row = slots(b, h, block * kBackwardRows + t);
+            const SlotRanges row = slots_seen(p_, keys(b, h), b, block * kBackwardRows + t);
             for (const auto& [into, from] : {std::pair{&hull.a, row.a}, {&hull.b, row.b}})
               if (from.begin < from.end) *into = {std::min(into->begin, from.begin), std::max(into->end, from.end)};
           }
@@ -282,13 +271,7 @@ class Backward {
       w.lse[t] = *forward_.lse.at<float>({task.batch, head, i});
       w.delta[t] = delta_[row_of(task.batch, head, i)];
       w.q_position[t] = static_cast<int32_t>(p_.position(task.batch, i));
-      const SlotRanges seen = slots(task.batch, task.kv_head, i);
-      auto columns = [&](KeyRange r, int32_t& begin, int32_t& end) {
-        begin = static_cast<int32_t>(std::clamp<int64_t>(r.begin - task.split.first_slot, 0, task.split.cols));
-        end = static_cast<int32_t>(std::clamp<int64_t>(r.end - task.split.first_slot, 0, task.split.cols));
-      };
-      columns(seen.a, w.visible[t].a0, w.visible[t].a1);
-      columns(seen.b, w.visible[t].b0, w.visible[t].b1);
+      w.visible[t] = columns_of(slots_seen(p_, keys(task.batch, task.kv_head), task.batch, i), task.split);
       if (p_.variant.mask)
         gather_mask_row(*p_.variant.mask, keys(task.batch, task.kv_head), task.split, task.batch, head, w.q_position[t],
                         w.mask + t * kMaskWords);

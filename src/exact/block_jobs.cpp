@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "exact/slots.h"
+
 namespace attend::exact {
 namespace {
 
@@ -27,14 +29,7 @@ Workspace BlockJobs::workspace(Scratch& scratch) const {
 }
 
 SlotRanges BlockJobs::slots_seen(const Block& block) const {
-  const Keys& k = keys(block);
-  auto to_slots = [&](KeyRange r) {
-    r = clip(r, range_);
-    return r.begin < r.end ? KeyRange{k.lower_slot(r.begin), k.lower_slot(r.end)} : KeyRange{};
-  };
-  const int64_t position = p_.position(block.batch, block.first);
-  const Visible seen = visible_from(position, p_.options, p_.document(block.batch, position));
-  return {to_slots(seen.a), to_slots(seen.b)};
+  return exact::slots_seen(p_, keys(block), block.batch, block.first, range_);
 }
 
 void BlockJobs::find_slots(const Block& block, Workspace& w) const {
@@ -109,14 +104,7 @@ void BlockJobs::gather_mask(const Block& block, Workspace& w, const Split& split
 
 SplitJob BlockJobs::job(const Block& block, Workspace& w, const Split& split) const {
   const Keys& k = keys(block);
-  auto columns = [&](KeyRange r, int32_t& begin, int32_t& end) {
-    begin = static_cast<int32_t>(std::clamp<int64_t>(r.begin - split.first_slot, 0, split.cols));
-    end = static_cast<int32_t>(std::clamp<int64_t>(r.end - split.first_slot, 0, split.cols));
-  };
-  for (int64_t t = 0; t < block.tokens; ++t) {
-    columns(w.slots[t].a, w.visible[t].a0, w.visible[t].a1);
-    columns(w.slots[t].b, w.visible[t].b0, w.visible[t].b1);
-  }
+  for (int64_t t = 0; t < block.tokens; ++t) w.visible[t] = columns_of(w.slots[t], split);
   if (mask()) gather_mask(block, w, split);
   const int64_t head = block.kv_head * p_.group;
   const float* bias = nullptr;

@@ -129,15 +129,6 @@ void FewRows::read(const View& out) {
   });
 }
 
-SlotRanges slots_seen(const Problem& p, const Keys& keys, int64_t b, int64_t i) {
-  const int64_t position = p.position(b, i);
-  const Visible seen = visible_from(position, p.options, p.document(b, position));
-  auto slots = [&](KeyRange r) {
-    return r.begin < r.end ? KeyRange{keys.lower_slot(r.begin), keys.lower_slot(r.end)} : KeyRange{};
-  };
-  return {slots(seen.a), slots(seen.b)};
-}
-
 int64_t hide(const Problem& p, const Keys& keys, int64_t b, int64_t i, float* s) {
   const SlotRanges seen = slots_seen(p, keys, b, i);
   int64_t end = 0;

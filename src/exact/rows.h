@@ -8,8 +8,7 @@
 #include "attend/simd/dense.h"
 #include "attend/simd/isa.h"
 #include "attend/tensor/parallel.h"
-#include "exact/problem.h"
-#include "exact/workspace.h"
+#include "exact/slots.h"
 
 namespace attend::exact {
 
@@ -43,8 +42,6 @@ struct Row {
 // [count, d].
 void score_rows(const Problem& p, const DenseKernels& kernels, const PackedHead& head, int64_t b, int64_t h,
                 int64_t first, int64_t count, float* q, float* s, int64_t stride, int64_t* ends);
-
-SlotRanges slots_seen(const Problem& p, const Keys& keys, int64_t b, int64_t i);
 
 // Hides what row (b, i) does not see in s[0, n) and gives one past the last slot that it sees.
 int64_t hide(const Problem& p, const Keys& keys, int64_t b, int64_t i, float* s);
