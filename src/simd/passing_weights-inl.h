@@ -15,6 +15,7 @@ template <class Products>
 class PassingWeights {
  public:
   static constexpr int kCols = 64, kStride = kCols + 16;  // a chunk; floats from row to row
+  static_assert(kCols == kMaskCols);
 
   // Rows [first, first + count) of the job; `chunks`: [2, kMostBlockRows, kStride], aligned to 64 bytes. `steps`: times
   // that some() will be called for a chunk.
@@ -46,8 +47,13 @@ class PassingWeights {
     rest();
     std::swap(pending_, next_);
     begin_ = begin, row_ = 0;
-    if (begin < all_see_.begin || begin + kCols > all_see_.end)
-      for (int r = 0; r < count_; ++r) hide(weights_.visible(first_ + r), pending_ + r * kStride);
+    if (weights_.changes_scores()) {
+      Spans chunk;
+      chunk.append({begin, begin + kCols});
+      for (int r = 0; r < count_; ++r) weights_.finish_scores(first_ + r, pending_ + r * kStride - begin, chunk);
+    } else if (begin < all_see_.begin || begin + kCols > all_see_.end || weights_.mask(first_)) {
+      for (int r = 0; r < count_; ++r) hide(first_ + r, pending_ + r * kStride);
+    }
     for (uint64_t rows = new_rows_; rows != 0; rows &= rows - 1) {
       const int r = __builtin_ctzll(rows);
       top_[r] = largest_of_64(pending_ + r * kStride);
@@ -63,8 +69,10 @@ class PassingWeights {
   uint64_t finish() {
     rest();
     uint64_t again = 0;
-    for (int r = 0; r < count_; ++r)
-      again |= uint64_t{weights_.keep_sum(first_ + r, top_[r], hn::LoadU(F32(), sums_ + r * 16))} << r;
+    for (int r = 0; r < count_; ++r) {
+      Vec sum = hn::LoadU(F32(), sums_ + r * 16);
+      again |= uint64_t{weights_.keep_sum(first_ + r, top_[r], total(&sum))} << r;
+    }
     return again;
   }
 
@@ -76,12 +84,15 @@ class PassingWeights {
   }
 
   // What a row does not see of the pending chunk.
-  HWY_INLINE void hide(const ColumnRanges& seen, float* s) const {
+  HWY_INLINE void hide(int row, float* s) const {
+    const ColumnRanges& v = weights_.visible(row);
+    const uint64_t* mask = weights_.mask(row);
     auto bits = [&](int begin, int end) {
       begin = std::max(begin - begin_, 0), end = std::min(end - begin_, kCols);
       return begin < end ? ~uint64_t{0} >> (kCols - (end - begin)) << begin : uint64_t{0};
     };
-    const uint64_t hidden = ~(bits(seen.a0, seen.a1) | bits(seen.b0, seen.b1));
+    const uint64_t hidden = ~(bits(v.a0, v.a1) | bits(v.b0, v.b1)) | (mask ? ~mask[begin_ / kMaskCols] : 0);
+    if (hidden == 0) return;
     const __m512 none = _mm512_set1_ps(kNegInf);
 #pragma GCC unroll 4
     for (int i = 0; i < kCols; i += 16) _mm512_mask_storeu_ps(s + i, static_cast<__mmask16>(hidden >> i), none);

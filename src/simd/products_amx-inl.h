@@ -83,19 +83,11 @@ class AmxKeys : public Bf16Keys {
   }
 
   void scores(int, int rows, int begin, int end) const {
-    float* to = strip_ + first_col_;
-    scores_to(to, kStripStride, rows, begin, end, [] {});
-    if (scale_ == 1) return;
-    const __m512 scale = _mm512_set1_ps(scale_);
-    for (int r = 0; r < rows; ++r)
-      for (int c = begin / 16 * 16; c < end; c += 16) {
-        float* s = to + r * kStripStride + c;
-        _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
-      }
+    scores_to(strip_ + first_col_, kStripStride, rows, begin, end, [] {});
   }
 
   int steps() const { return static_cast<int>(words_ / kTileRows) * (kPanelCols / kTileWide); }
-  // The scores of the panel's columns [begin, end), without scale, rows `stride` apart; calls between() between products.
+  // The scores of the panel's columns [begin, end), rows `stride` apart; calls between() between products.
   template <class Between>
   HWY_INLINE void scores_to(float* to, int64_t stride, int rows, int begin, int end, Between between) const {
     for (int c = begin / 16 * 16; c < end; c += kTileWide) {
@@ -106,6 +98,13 @@ class AmxKeys : public Bf16Keys {
         both ? score_tiles<1, 2>(c, to, stride, between) : score_tiles<1, 1>(c, to, stride, between);
       }
     }
+    if (scale_ == 1) return;
+    const __m512 scale = _mm512_set1_ps(scale_);
+    for (int r = 0; r < rows; ++r)
+      for (int c = begin / 16 * 16; c < end; c += 16) {
+        float* s = to + r * stride + c;
+        _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
+      }
   }
 
  private:

@@ -74,8 +74,8 @@ class Products {
   void take_panel(int panel) { keys_.take_panel(panel); }
   // Scores of 1 to 6 rows with columns [begin, end) of the panel taken, rounded outwards to 16.
   void scores(int row, int rows, int begin, int end) { keys_.scores(row, rows, begin, end); }
-  // Where weights need not come by the strip (PassingWeights): scores_to() gives those of all rows with columns
-  // [begin, end) of the panel taken, without scale, and calls between() up to steps() times for a panel;
+  // Where weights need not come by the strip (PassingWeights): scores_to() gives scores of all rows with columns
+  // [begin, end) of the panel taken and calls between() up to steps() times for a panel;
   // weight_taker() gives what takes weights of a row.
   void pass_weights() requires requires(Values values) { values.pass_weights(); }
   { values_.pass_weights(); }

@@ -107,13 +107,27 @@ class Split {
       return;
     }
     products_.take_block(first, count, strip_);
-    if (!pass(first, count, spans)) {
-      scores(count, groups, group_count, spans);
-      if (job_.hook) run_hook(first, count, spans);
-      for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
+    const bool passed = pass(first, count, spans);
+    if (!passed) weigh_strip(first, count, groups, spans);
+    for (int r = 0; r < count && !job_.sums_only; r += kGroupRows) {
+      const int rows = std::min(kGroupRows, count - r);
+      const Spans& seen = groups[r / kGroupRows];
+      products_.take_weights(r, rows, seen);
+      products_.add(r, rows, seen);
+      if (all_finite(first + r, rows)) continue;
+      if (passed) {  // so that weights tell what hooks hide
+        products_.take_block(first, count, strip_);
+        weigh_strip(first, count, groups, spans);
+        products_.take_weights(r, rows, seen);
+      }
+      add_seen(first, r, rows);
     }
-    for (int r = 0; r < count && !job_.sums_only; r += kGroupRows)
-      weighted_values(first, r, std::min(kGroupRows, count - r), groups[r / kGroupRows]);
+  }
+
+  void weigh_strip(int first, int count, const Spans* groups, const Spans& all) {
+    scores(count, groups, all);
+    if (job_.hook) run_hook(first, count, strip_, kStripStride, all);
+    for (int r = 0; r < count; ++r) weights_.weigh(first + r, strip_row(r), groups[r / kGroupRows]);
   }
 
   // Scores and weights at once, if they allow it.
@@ -131,10 +145,18 @@ class Split {
         products_.take_panel(panel);
         products_.scores_to(passing.next(), Passing::kStride, count, seen.begin - begin, seen.end - begin,
                             [&]() HWY_ATTR { passing.some(); });
+        if (job_.hook) {
+          Spans chunk;
+          chunk.append(seen);
+          run_hook(first, count, passing.next() - begin, Passing::kStride, chunk);
+        }
         passing.take(begin);
       }
       uint64_t again = passing.finish();
-      if (again != 0) scores(count, &spans, 1, spans);
+      if (again != 0) {
+        scores(count, &spans, spans);
+        if (job_.hook) run_hook(first, count, strip_, kStripStride, spans);
+      }
       for (; again != 0; again &= again - 1) {
         const int r = __builtin_ctzll(again);
         weights_.weigh_again(first + r, strip_row(r), spans, products_.weight_taker(r));
@@ -149,7 +171,7 @@ class Split {
     return job_.acc + row * job_.acc_stride;
   }
 
-  void scores(int count, const Spans* groups, int group_count, const Spans& all) {
+  void scores(int count, const Spans* groups, const Spans& all) {
     const int cols = products_.panel_cols();
     if (cols == kStripCols) {  // one group
       products_.take_panel(0);
@@ -160,23 +182,24 @@ class Split {
       const int begin = panel * cols, end = begin + cols;
       if (!all.touches(begin, end)) continue;
       products_.take_panel(panel);
-      for (int g = 0; g < group_count; ++g)
+      for (int g = 0; g * kGroupRows < count; ++g)
         if (const Span seen = groups[g].within(begin, end); !seen.empty())
           products_.scores(g * kGroupRows, std::min(kGroupRows, count - g * kGroupRows), seen.begin - begin,
                            seen.end - begin);
     }
   }
 
-  void run_hook(int first, int count, const Spans& all) {
+  // On columns of scores whose rows, `stride` floats apart, begin with that of column 0.
+  void run_hook(int first, int count, float* scores, int64_t stride, const Spans& columns) {
     int32_t q_position[kBlockRows];
     for (int r = 0; r < count;) {
       const int head = (first + r) / job_.tokens;
       int n = 0;
       for (; r + n < count && (first + r + n) / job_.tokens == head; ++n)
         q_position[n] = job_.q_position[(first + r + n) % job_.tokens];
-      for (const Span& span : all) {
-        Tile tile{strip_row(r) + span.begin,
-                  kStripStride,
+      for (const Span& span : columns) {
+        Tile tile{scores + r * stride + span.begin,
+                  stride,
                   n,
                   span.end - span.begin,
                   job_.batch,
@@ -189,15 +212,8 @@ class Split {
     }
   }
 
-  void weighted_values(int first, int row, int rows, const Spans& seen) {
-    products_.take_weights(row, rows, seen);
-    products_.add(row, rows, seen);
-    if constexpr (requires { products_.values_finite(); }) {
-      if (products_.values_finite()) return;
-    } else if (all_finite(first + row, rows)) {
-      return;
-    }
-    // A value that is not finite must not reach rows that hide its key: add again, for each row what it sees.
+  // A value that is not finite must not reach rows that hide its key: adds again, for each row what it sees.
+  void add_seen(int first, int row, int rows) {
     for (int r = row; r < row + rows; ++r) {
       std::fill_n(acc_row(first + r), padded_, 0.0f);
       const ColumnRanges& v = weights_.visible(first + r);
@@ -208,7 +224,9 @@ class Split {
     }
   }
 
+  // Whether nothing was added that is not finite.
   bool all_finite(int first, int rows) {
+    if constexpr (requires { products_.values_finite(); }) return products_.values_finite();
     const F32 d;
     Vec sum = hn::Zero(d);  // x - x is 0, or NaN for what is not finite
     for (int r = 0; r < rows; ++r)

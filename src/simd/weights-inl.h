@@ -36,8 +36,7 @@ class RowWeights {
   }
   // Whether rows can be weighed by PassingWeights, with the bits that weigh() gives.
   bool may_pass() const {
-    return scale_ != 0 && job_.softcap == 0 && !mark_ && !job_.scores && !job_.statistics && dense_ &&
-           first_position() % kFirst == 0;
+    return scale_ != 0 && !job_.scores && !job_.statistics && dense_ && first_position() % kFirst == 0;
   }
   static constexpr int kFirst = 64;
   static constexpr float kMostSum = 0x1p48f;
@@ -54,9 +53,7 @@ class RowWeights {
   // keys are -0.0, and no others are.
   void weigh(int row, float* s, const Spans& all) {
     const Spans spans = rounded(all);
-    cap(s, spans);
-    add_bias(row, s);
-    for (const Span& span : spans) hide(row, s, span);
+    finish_scores(row, s, spans);
     if (job_.scores) keep_scores(row, s, spans);
     const bool softmax = job_.normalizer == Normalizer::kSoftmax || job_.normalizer == Normalizer::kSignedSoftmax;
     const float max = softmax ? largest(s, spans) : 0.0f;
@@ -87,7 +84,19 @@ class RowWeights {
     if (job_.statistics) gather(row, s, spans);
   }
 
+  // Caps scores of whole vectors, adds the bias and hides what `row` does not see.
+  void finish_scores(int row, float* s, const Spans& spans) const {
+    for (const Span& span : spans) {
+      cap(s, span);
+      add_bias(row, s, span);
+      hide(row, s, span);
+    }
+  }
 #if ATTEND_BF16_DOT
+  // Whether finish_scores() does more than hide.
+  bool changes_scores() const {
+    return job_.softcap != 0 || job_.bias;
+  }
   // The weights of 16 scores at s, 2^(scale s - offset).
   static HWY_INLINE Vec weight(const float* s, Vec scale, Vec offset) {
     return short_exp2_of(hn::MulSub(hn::LoadU(F32(), s), scale, offset));
@@ -104,16 +113,14 @@ class RowWeights {
     job_.sum[row] = sum;
     return !(sum <= kMostSum);
   }
-  bool keep_sum(int row, float top, Vec sum) const {
-    return keep_sum(row, top, total(&sum));
-  }
   // weigh() of a row whose sum was too large; put(column, 16 or 32 weights) takes them instead of the strip.
   template <class Put>
   HWY_INLINE void weigh_again(int row, float* s, const Spans& all, Put put) const {
     const Spans spans = rounded(all);
-    for (const Span& span : spans) hide(row, s, span);
+    finish_scores(row, s, spans);
     const float top = largest(s, spans);
-    keep_sum(row, top, short_exponentials(s, spans, top, put));
+    Vec sum = short_exponentials(s, spans, top, put);
+    keep_sum(row, top, total(&sum));
   }
 #endif
 
@@ -133,22 +140,21 @@ class RowWeights {
     return spans;
   }
 
-  void cap(float* s, const Spans& spans) const {
+  void cap(float* s, const Span& span) const {
     if (job_.softcap == 0) return;
     const F32 d;
     const Vec cap = hn::Set(d, job_.softcap), inverse = hn::Set(d, 1.0f / job_.softcap);
-    for (const Span& span : spans)
-      for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
-        hn::StoreU(hn::Mul(cap, tanh_of(hn::Mul(hn::LoadU(d, s + c), inverse))), d, s + c);
+    for (int c = span.begin; c < span.end; c += static_cast<int>(kLanes))
+      hn::StoreU(hn::Mul(cap, tanh_of(hn::Mul(hn::LoadU(d, s + c), inverse))), d, s + c);
   }
 
-  void add_bias(int row, float* s) const {
+  void add_bias(int row, float* s, const Span& span) const {
     if (!job_.bias) return;
     const float* bias =
         job_.bias + row / job_.tokens * job_.bias_head_stride + row % job_.tokens * job_.bias_token_stride;
     const ColumnRanges& v = visible(row);
-    add_bias(s, bias, v.a0, v.a1);
-    add_bias(s, bias, v.b0, v.b1);
+    add_bias(s, bias, std::max(v.a0, span.begin), std::min(v.a1, span.end));
+    add_bias(s, bias, std::max(v.b0, span.begin), std::min(v.b1, span.end));
   }
   void add_bias(float* s, const float* bias, int begin, int end) const {
     const F32 d;
@@ -260,8 +266,8 @@ class RowWeights {
       }
     };
     auto weigh = [&](float top) HWY_ATTR {
-      const Vec sum = short_exponentials(s, spans, top, put);
-      return dense_ ? keep_sum(row, top, sum) : keep_sum(row, top, total_by_position(s, spans, false));
+      Vec sum = short_exponentials(s, spans, top, put);
+      return keep_sum(row, top, dense_ ? total(&sum) : total_by_position(s, spans, false));
     };
     const float top = first_top(s, spans);
     const bool safe = (max - top) * scale_ <= kSafeDistance;

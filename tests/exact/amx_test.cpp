@@ -134,8 +134,8 @@ TEST_F(Amx, ScoresMayGrowWithoutBoundAlongASplit) {
     }
 }
 
-// The way scores take, with a mask or without, changes no bit of what a row that sees the same keys gets.
-TEST_F(Amx, MaskedKeysAreKeysThatOptionsHide) {
+// Scores pass by where nothing but options and masks hides keys, else they take the strip: to the same bits.
+TEST_F(Amx, TheWayOfScoresChangesNoBit) {
   for (const float growth : {0.0f, 0.5f}) {
     test::SmallCall call(1, 2, 1, 100, 1100, 64, 48);
     for (int64_t j = 0; j < 1100; ++j) call.k[static_cast<size_t>(j * 64)] += growth * static_cast<float>(j);
@@ -143,14 +143,51 @@ TEST_F(Amx, MaskedKeysAreKeysThatOptionsHide) {
     Context building(1);
     const BlockMask mask =
         block_mask([](int, int, int i, int j) { return j <= i && j > i - 300; }, {1, 1, 1100, 1100}, building);
-    for (const Compute compute : {Compute::kBF16, Compute::kInt8Qk, Compute::kInt8}) {
-      const test::SmallCall built_in = run(call, {.causal = true, .window = 300, .compute = compute}, Isa::kAmx);
-      test::SmallCall masked = call;
-      Context context = test::context_for(Isa::kAmx);
-      masked.run({.compute = compute}, context, {.mask = &mask});
-      EXPECT_EQ(built_in.out, masked.out) << name_of(compute) << ", growth " << growth;
-      EXPECT_EQ(built_in.lse, masked.lse) << name_of(compute) << ", growth " << growth;
+    auto same = [](float s, int, int, int, int) { return s; };
+    const Hook hook = make_hook(same);
+    for (const Compute compute : {Compute::kBF16, Compute::kInt8}) {
+      const SoftmaxOptions options{.causal = true, .window = 300, .compute = compute};
+      const test::SmallCall plain = run(call, options, Isa::kAmx);
+      auto expect_same = [&](const SoftmaxOptions& with, const Variant& variant, const char* what) {
+        test::SmallCall other = call;
+        Context context = test::context_for(Isa::kAmx);
+        other.run(with, context, variant);
+        EXPECT_EQ(plain.out, other.out) << what << ", " << name_of(compute) << ", growth " << growth;
+        EXPECT_EQ(plain.lse, other.lse) << what << ", " << name_of(compute) << ", growth " << growth;
+      };
+      expect_same({.compute = compute}, {.mask = &mask}, "mask");
+      expect_same({.compute = compute}, {.score = &hook, .mask = &mask}, "mask and hook");
+      expect_same({.causal = true, .window = 300, .softcap = 0, .compute = compute}, {.score = &hook}, "hook");
     }
+  }
+}
+
+TEST_F(Amx, BadValuesReachOnlyRowsThatMasksAndHooksShowThemTo) {
+  test::SmallCall call(1, 2, 1, 70, 600, 64, 48);
+  auto seen = [](int head, int i, int j) { return (i + j + head) % 3 != 0; };
+  Context context = test::context_for(Isa::kAmx);
+  const BlockMask mask =
+      block_mask([&](int, int head, int i, int j) { return seen(head, i, j); }, {1, 2, 600, 600}, context);
+  auto hides = [&](float s, int, int head, int i, int j) { return seen(head, i, j) ? s : -INFINITY; };
+  const Hook hook = make_hook(hides);
+  auto out_of = [&](test::SmallCall with, const Variant& variant) {
+    with.run({.compute = Compute::kBF16}, context, variant);
+    return with.out;
+  };
+  test::SmallCall bad = call;
+  bad.v[static_cast<size_t>(300 * 48 + 5)] = NAN;
+  for (const Variant& variant : {Variant{.mask = &mask}, Variant{.score = &hook}}) {
+    const std::vector<float> clean = out_of(call, variant), out = out_of(bad, variant);
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < 70; ++i)
+        for (int c = 0; c < 48; ++c) {
+          const size_t at = static_cast<size_t>((h * 70 + i) * 48 + c);
+          if (c == 5 && seen(h, 530 + i, 300)) {
+            EXPECT_TRUE(std::isnan(out[at])) << "head " << h << ", row " << i;
+          } else {
+            EXPECT_EQ(out[at], clean[at]) << "head " << h << ", row " << i << ", element " << c;
+          }
+        }
   }
 }
 
