@@ -24,27 +24,15 @@ inline constexpr int kPanelCols = kVecs * static_cast<int>(kLanes);
 template <int kRows, int kCols>
 HWY_INLINE void add_transposed(const float* HWY_RESTRICT p, const float* HWY_RESTRICT x, int64_t x_stride,
                                int64_t count, float* HWY_RESTRICT out, int64_t out_stride) {
-  const F32 d;
-  Vec acc[kRows][kCols];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
+  Sums<kRows, kCols> sums;
+  sums.load(out, out_stride);
   for (int64_t i = 0; i < count; ++i) {
     Vec b[kCols];
 #pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) b[v] = hn::LoadU(d, x + i * x_stride + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec a = hn::Set(d, p[i * kStride + r]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kCols; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
-    }
+    for (int v = 0; v < kCols; ++v) b[v] = hn::LoadU(F32(), x + i * x_stride + v * kLanes);
+    sums.add(p + i * kStride, 1, b);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
+  sums.store(out, out_stride);
 }
 
 // f(column, std::integral_constant<int, vectors>) over `width` floats, a multiple of 16.

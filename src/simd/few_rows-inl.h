@@ -148,11 +148,8 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows 
   if constexpr (Bytes::kScales > 0)
     for (int v = 0; v < kSets; ++v)
       transpose_scales<Bytes::kCode>(first + v * 16 * stride_bytes, stride_bytes, d_count / 32, scale[v]);
-  __m512 acc[kRows][kSets];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_setzero_ps();
+  Sums<kRows, kSets> sums;
+  sums.clear();
   for (int64_t k = 0; k < d_count; k += Bytes::kElements) {
 #pragma GCC unroll 16
     for (int line = 0; line < kLines; ++line) prefetch_far(next + 64 * line), prefetch(next - kBehind + 64 * line);
@@ -175,21 +172,13 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t d_count, Rows 
     }
     const float* row = q + k * kRows;
     unrolled<Bytes::kElements>([&](auto i) HWY_ATTR __attribute__((always_inline)) {
-      __m512 key[kSets];
+      Vec key[kSets];
 #pragma GCC unroll 8
-      for (int v = 0; v < kSets; ++v) key[v] = Bytes::template element<i>(word[v], scales[v]);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 a = _mm512_set1_ps(row[i * kRows + r]);
-#pragma GCC unroll 8
-        for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_fmadd_ps(a, key[v], acc[r][v]);
-      }
+      for (int v = 0; v < kSets; ++v) key[v].raw = Bytes::template element<i>(word[v], scales[v]);
+      sums.add(row + i * kRows, 1, key);
     });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kSets; ++v) _mm512_storeu_ps(s + r * s_stride + v * kLanes, acc[r][v]);
+  sums.store(s, s_stride);
 }
 
 // Scores of a job of few rows, for panels whose keys can be read in place.

@@ -216,13 +216,9 @@ template <int kRows, int kCols, bool kAhead, DType kType>
 HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, CodedRows<kType> values, int64_t v_stride,
                            int64_t count, float* HWY_RESTRICT out, int64_t out_stride,
                            [[maybe_unused]] Ahead ahead = {}) {
-  const F32 d;
   const CodedColumns<kType, kCols> columns(values.width, values.column);
-  Vec acc[kRows][kCols];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
+  Sums<kRows, kCols> sums;
+  sums.load(out, out_stride);
   const uint8_t* row = values.data;
   for (int64_t j = 0; j < count; ++j, row += v_stride) {
     if constexpr (kAhead) {
@@ -234,17 +230,9 @@ HWY_INLINE void add_values(const float* HWY_RESTRICT p, int64_t p_stride, CodedR
     }
     Vec b[kCols];
     columns.load(row, b);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec a = hn::Set(d, p[r * p_stride + j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kCols; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
-    }
+    sums.add(p + j, p_stride, b);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
+  sums.store(out, out_stride);
 }
 
 // As pack_values of plain rows; dv is a multiple of 32, so there is nothing to pad.

@@ -20,11 +20,8 @@ HWY_NOINLINE void score_scattered(const float* HWY_RESTRICT q, int64_t d_count, 
   constexpr int kCount = 16 * kSets;
   const int64_t bytes = Bytes::bytes(d_count);
   int64_t asked = 0;
-  __m512 acc[kRows][kSets];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_setzero_ps();
+  Sums<kRows, kSets> sums;
+  sums.clear();
   for (int64_t k = 0; k < d_count; k += Bytes::kElements) {
     const int64_t at = Bytes::bytes(k);
     for (; asked < (at + 32) * kCount; asked += bytes, ++ahead)  // as many bytes as are read
@@ -40,21 +37,13 @@ HWY_NOINLINE void score_scattered(const float* HWY_RESTRICT q, int64_t d_count, 
     }
     const float* row = q + k * kRows;
     unrolled<Bytes::kElements>([&](auto i) HWY_ATTR __attribute__((always_inline)) {
-      __m512 key[kSets];
+      Vec key[kSets];
 #pragma GCC unroll 8
-      for (int v = 0; v < kSets; ++v) key[v] = Bytes::template element<i>(word[v], nullptr);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 a = _mm512_set1_ps(row[i * kRows + r]);
-#pragma GCC unroll 8
-        for (int v = 0; v < kSets; ++v) acc[r][v] = _mm512_fmadd_ps(a, key[v], acc[r][v]);
-      }
+      for (int v = 0; v < kSets; ++v) key[v].raw = Bytes::template element<i>(word[v], nullptr);
+      sums.add(row + i * kRows, 1, key);
     });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kSets; ++v) _mm512_storeu_ps(s + r * s_stride + v * kLanes, acc[r][v]);
+  sums.store(s, s_stride);
 }
 
 // acc[r, 0..kCols*lanes) += sum_j p[r, j] v[j, ..], ascending j, for values that begin at rows[j] + at; lines of those at
@@ -64,14 +53,10 @@ HWY_NOINLINE void add_scattered(const float* HWY_RESTRICT p, int64_t p_stride, c
                                 const uint8_t* const* ahead, int64_t at, int64_t bytes, int64_t count,
                                 float* HWY_RESTRICT out, int64_t out_stride) {
   constexpr int64_t kBytes = kCols * kLanes * static_cast<int64_t>(sizeof(T));
-  const F32 d;
   ahead += at * count / bytes;
   int64_t asked = 0;
-  Vec acc[kRows][kCols];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) acc[r][v] = hn::LoadU(d, out + r * out_stride + v * kLanes);
+  Sums<kRows, kCols> sums;
+  sums.load(out, out_stride);
   for (int64_t j = 0; j < count; ++j) {
     for (; asked < (j + 1) * kBytes; asked += bytes, ++ahead)
       for (int64_t line = 0; line < bytes; line += 64) prefetch_far(*ahead + line);
@@ -81,17 +66,9 @@ HWY_NOINLINE void add_scattered(const float* HWY_RESTRICT p, int64_t p_stride, c
     Vec b[kCols];
 #pragma GCC unroll 8
     for (int v = 0; v < kCols; ++v) b[v] = load_f32(value + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec a = hn::Set(d, p[r * p_stride + j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kCols; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
-    }
+    sums.add(p + j, p_stride, b);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kCols; ++v) hn::StoreU(acc[r][v], d, out + r * out_stride + v * kLanes);
+  sums.store(out, out_stride);
 }
 
 // Where the rows of a job's keys, or of its values, lie, if its runs are short and all of one plain type.
