@@ -285,7 +285,7 @@ class RowWeights {
   float first_top(const float* s, const Spans& spans) const {
     float top = kNegInf;
     if (dense_ && first_position() % kFirst == 0) {
-      for (int c = spans.begin()->begin / kFirst * kFirst; c < kStripCols && top == kNegInf; c += kFirst)
+      for (int c = spans.within(0, kStripCols).begin / kFirst * kFirst; c < kStripCols && top == kNegInf; c += kFirst)
         if (const Spans part = spans.part(c, c + kFirst); !part.empty()) top = largest(s, part);
       return top;
     }

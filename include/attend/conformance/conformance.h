@@ -34,8 +34,7 @@ struct ConformanceReport {
 };
 
 // On every usable instruction set, or on context.isa alone if it is set; context.threads of them side by side, with one
-// report for any number. Throws Error(kSpec) for an unknown name,
-// Error(kCancelled).
+// report for any number. Throws Error(kSpec) for an unknown name, Error(kCancelled).
 ConformanceReport check_conformance(const Registry& registry, const ConformanceOptions& options, Context& context);
 
 }  // namespace attend
